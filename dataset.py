@@ -1,0 +1,238 @@
+"""Focal stacks for training: from disk or synthesised on the fly, in batches of equal frame count.
+
+A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `target` (S, S) the normalised depth of Eq. 9,
+`aif` (S, S) the all-in-focus luma to compare a fused picture with, `weight` () its share of the loss.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from make_datasets.make_dataset import Recipe, focus_positions, match_scenes, random_recipe, synthesize
+from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, smooth_depth
+from utils import (
+    UserError,
+    index_by_stem,
+    list_folders,
+    list_images,
+    luma,
+    pick_pixels,
+    random_generator,
+    read_depth,
+    read_image,
+    read_stack,
+)
+
+
+class Key(NamedTuple):
+    """Which sample to make: all its randomness follows from it, whoever makes it and whenever."""
+
+    epoch: int
+    index: int
+    num_frames: int
+    weight: float
+
+
+class StackFolder(Dataset):
+    """Stacks on disk: `stack_dir/SCENE/` with frames in natural order, `depth_dir/SCENE.png`, near = 0.
+
+    Every file is checked for its partner at once, for its content when read. `AiF/SCENE.png` beside the stacks is
+    used where it is; otherwise the reference is the stack at its true focus index.
+    Pictures are cropped to `size`, or extended by reflection, never resized: resizing would change the blur.
+    """
+
+    def __init__(self, stack_dir: str | Path, depth_dir: str | Path, size: int, augment: bool, seed: int = 0,
+                 subset: float = 1.0) -> None:
+        self.size, self.augment, self.seed = size, augment, seed
+        stacks = {folder.name: folder for folder in list_folders(stack_dir)}
+        depths = index_by_stem(depth_dir)
+        for name in stacks.keys() ^ depths.keys():
+            lone, missing = (stacks[name], depth_dir) if name in stacks else (depths[name], stack_dir)
+            raise UserError(f"{lone}: nothing of that name in {missing}; add it or remove this one")
+        references = Path(stack_dir).parent / "AiF"
+        references = index_by_stem(references) if references.is_dir() else {}
+        chosen = take_subset(list(stacks), subset, seed)
+        self.scenes = [(stacks[name], depths[name], references.get(name)) for name in chosen]
+        self.frame_counts = [len(list_images(folder)[0]) for folder, _, _ in self.scenes]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        folder, depth_path, aif_path = self.scenes[key.index]
+        frames = read_stack(folder)
+        depth = read_depth(depth_path)
+        if depth.shape != frames[0].shape[:2]:
+            raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its frames have "
+                            f"{frames[0].shape[1]}x{frames[0].shape[0]}; resize the depth map")
+        n = len(frames)
+        index = focus_positions(depth, n, continuous=True)
+        stack = np.stack([luma(f) for f in frames])
+        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, index)
+        rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
+        maps = crop_and_flip(np.concatenate((stack, index[None], aif[None])), self.size, rng)
+        return make_sample(maps[:n], maps[n], maps[n + 1], key.weight)
+
+
+class SyntheticStacks(Dataset):
+    """Stacks synthesised from pictures with depth maps or segments, anew in every epoch.
+
+    With segments, the depth is a plane per segment, or at times a ramp or a smooth field.
+    recipe None draws one per stack (`random_recipe`).
+    """
+
+    def __init__(self, aif_dir: str | Path, size: int, *, depth_dir: str | Path | None = None,
+                 segment_dirs: Sequence[str | Path] = (), recipe: Recipe | None = Recipe(),  # noqa: B008 (frozen)
+                 augment: bool = True, seed: int = 0, subset: float = 1.0, repeats: int = 1) -> None:
+        if bool(depth_dir) == bool(segment_dirs):
+            raise UserError(f"{aif_dir}: needs depth maps or segments, one of the two")
+        self.size, self.recipe, self.augment, self.seed = size, recipe, augment, seed
+        self.from_segments = not depth_dir
+        sources = [match_scenes(aif_dir, directory) for directory in segment_dirs or [depth_dir]]
+        names = take_subset(list(sources[0]), subset, seed)
+        self.scenes = [(sources[0][n][0], [s[n][1] for s in sources]) for n in names] * repeats
+        self.frame_counts = [0] * len(self.scenes)  # any
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        aif_path, others = self.scenes[key.index]
+        rng = random_generator(self.seed, key.epoch, key.index)
+        other_path = others[rng.integers(len(others))]
+        image = luma(read_image(aif_path))
+        other = read_image(other_path) if self.from_segments else read_depth(other_path)
+        if other.shape != image.shape:
+            raise UserError(f"{other_path}: {other.shape[1]}x{other.shape[0]} pixels, its picture has "
+                            f"{image.shape[1]}x{image.shape[0]}; make them equal")
+        if self.augment:
+            image, other = rescale(image, other, self.size, rng)
+        image, other = crop_and_flip(np.stack((image, other.astype(np.float32))), self.size,
+                                     rng if self.augment else None)
+        if self.augment and rng.random() < 0.2:  # low contrast
+            image = image.mean() + (image - image.mean()) * rng.uniform(0.1, 0.8)
+        depth = self.draw_depth(other, rng) if self.from_segments else other
+        recipe = self.recipe or random_recipe(key.num_frames, rng)
+        stack, index = synthesize(image.astype(np.float32), depth, key.num_frames, recipe, rng)
+        stack = np.rint(stack * 255) / np.float32(255)  # what an 8-bit file keeps
+        return make_sample(stack, index, image, key.weight)
+
+    @staticmethod
+    def draw_depth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        kind = rng.random()
+        if kind < 0.15:
+            return ramp_depth(labels.shape, rng)
+        if kind < 0.3:
+            return smooth_depth(labels.shape, rng)
+        return planes_from_segments(labels, rng, tilt=rng.choice((0.0, 0.3, 0.8)))
+
+
+def take_subset(names: list[str], fraction: float, seed: int) -> list[str]:
+    """Return a seeded share of the names (at least one), in their order."""
+    count = max(1, round(fraction * len(names)))
+    chosen = random_generator(seed).permutation(len(names))[:count]
+    return [names[i] for i in sorted(chosen)]
+
+
+def rescale(image: np.ndarray, other: np.ndarray, size: int,
+            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an all-in-focus picture (H, W) and its map by a random 0.5..1.5, before any blur is made."""
+    scale = max(rng.uniform(0.5, 1.5), min(1.0, size / min(image.shape)))
+    shape = [round(side * scale) for side in image.shape[::-1]]
+    return (cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC).clip(0, 1),
+            cv2.resize(other, shape, interpolation=cv2.INTER_NEAREST))
+
+
+def crop_and_flip(maps: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:
+    """Cut (C, H, W) to (C, size, size): at random and flipped at random, or without rng from the centre."""
+    short = [max(0, size - side) for side in maps.shape[1:]]
+    if any(short):
+        maps = np.pad(maps, ((0, 0), (0, short[0]), (0, short[1])), mode="symmetric")
+    room = [side - size for side in maps.shape[1:]]
+    top, left = (int(rng.integers(r + 1)) if rng else r // 2 for r in room)
+    maps = maps[:, top : top + size, left : left + size]
+    if rng:
+        maps = maps[:, :: 1 if rng.random() < 0.5 else -1, :: 1 if rng.random() < 0.5 else -1]
+    return maps
+
+
+def make_sample(stack: np.ndarray, index: np.ndarray, aif: np.ndarray, weight: float) -> dict[str, torch.Tensor]:
+    """Bundle a stack (N, H, W), its true focus index in frames and its all-in-focus luma as tensors."""
+    maps = {"stack": stack, "target": index / max(len(stack) - 1, 1), "aif": aif, "weight": weight}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
+
+
+class MixedStacks(Dataset):
+    """Several datasets as one (multi-dataset, multi-depth training)."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = list(parts)
+        self.starts = np.cumsum([0] + [len(p) for p in self.parts])
+        self.frame_counts = [count for part in self.parts for count in part.frame_counts]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        part = int(np.searchsorted(self.starts, key.index, side="right")) - 1
+        return self.parts[part][key._replace(index=key.index - int(self.starts[part]))]
+
+
+class EqualFramesSampler(Sampler[list[Key]]):
+    """Batches of equal frame count, drawn anew every epoch from (seed, epoch); every sample exactly once.
+
+    Stacks that can have any number of frames get one per batch, from `num_frames`, drawn log-uniformly if it is a
+    range (low, high). With several processes each takes every world-th sample of a batch; the weights make the mean
+    of their losses the loss of the whole batch.
+    """
+
+    def __init__(self, frame_counts: Sequence[int], batch_size: int, *, num_frames: Sequence[int] = (8, 12, 16, 20, 24),
+                 frame_range: tuple[int, int] | None = None, shuffle: bool = True, seed: int = 0, rank: int = 0,
+                 world: int = 1) -> None:
+        self.frame_counts, self.batch_size = list(frame_counts), batch_size
+        self.num_frames, self.frame_range = list(num_frames), frame_range
+        self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and the batch to begin with after a resume."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        groups = defaultdict(int)
+        for count in self.frame_counts:
+            groups[count] += 1
+        return sum(-(-size // self.batch_size) for size in groups.values())
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch, n in self.batches()[self.start :]:
+            share = [Key(self.epoch, i, n, self.world / len(batch)) for i in batch[self.rank :: self.world]]
+            # a process without a share still takes part in the step, with weight 0
+            yield share or [Key(self.epoch, batch[0], n, 0.0)]
+
+    def batches(self) -> list[tuple[list[int], int]]:
+        """Return the epoch's batches: (sample numbers, frame count)."""
+        rng = random_generator(self.seed, self.epoch, 1 << 20)
+        order = rng.permutation(len(self.frame_counts)) if self.shuffle else range(len(self.frame_counts))
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i in order:
+            groups[self.frame_counts[i]].append(int(i))
+        batches = []
+        for n, members in groups.items():
+            for start in range(0, len(members), self.batch_size):
+                batches.append((members[start : start + self.batch_size], n or self.draw_frames(rng)))
+        return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
+
+    def draw_frames(self, rng: np.random.Generator) -> int:
+        if self.frame_range:
+            low, high = self.frame_range
+            return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
+        return int(rng.choice(self.num_frames))

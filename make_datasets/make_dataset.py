@@ -1,0 +1,322 @@
+"""Synthesise focal stacks from all-in-focus pictures and their depth maps (Algorithm 1 of the paper).
+
+    python make_datasets/make_dataset.py --aif_dir photos/AiF --depth_dir photos/depth --output_dir data/train
+
+Depth is 0 (near) .. 1 (far); the sweep goes from near to far. Positions along the sweep are counted in frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import (  # noqa: E402
+    UserError,
+    command,
+    index_by_stem,
+    open_output,
+    random_generator,
+    read_depth,
+    read_image,
+    write_image,
+    written_whole,
+)
+
+SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stack is made. The defaults are Algorithm 1 as printed; radii are in pixels, shares of white for noise."""
+
+    psf: str = "gaussian"  # or disc
+    growth: float = 1.0  # radius of the circle of confusion per frame of defocus
+    variation: float = 0.0  # spatially varying defocus: the growth changes by up to this share over the picture
+    continuous: bool = False  # depth as it is, not in N bins
+    occlusion: bool = False  # a defocused foreground spreads over its background
+    before: float = 0.0  # frames in front of the scene (negative: the sweep starts inside it)
+    after: float = 0.0  # frames behind it
+    uneven: float = 0.0  # focus steps vary by up to this share
+    noise: float = 0.0  # standard deviation per frame
+    exposure: float = 0.0  # brightness of a frame varies by up to this share
+    colour: float = 0.0  # and each colour channel by this share
+    gamma: float = 0.0  # and its gamma
+    jpeg: int = 0  # quality of a JPEG pass, 0 for none
+
+
+def synthesize(image: np.ndarray, depth: np.ndarray, num_frames: int, recipe: Recipe = Recipe(),  # noqa: B008
+               rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Make a focal stack of `num_frames` from an all-in-focus picture.
+
+    image: float32 (H, W) or (H, W, 3) in 0..1; depth: float32 (H, W) in 0..1; rng: needed for random parts only.
+    Returns the frames (N, H, W[, 3]) in 0..1 and the true focus index, float32 (H, W) in 0..N-1.
+    """
+    rng = rng or random_generator(0)
+    positions = focus_positions(depth, num_frames - recipe.before - recipe.after, recipe.continuous) + recipe.before
+    sweep = focus_sweep(num_frames, recipe.uneven, rng)
+    growth = recipe.growth * spatial_variation(depth.shape, recipe.variation, rng)
+    render = render_occluding if recipe.occlusion else render_layers
+    frames = render(image, positions, sweep, growth, recipe.psf)
+    index = np.interp(positions, sweep, np.arange(num_frames)).astype(np.float32)
+    return disturb(frames, recipe, rng), index
+
+
+def focus_positions(depth: np.ndarray, planes: float, continuous: bool = False) -> np.ndarray:
+    """Return where each pixel is in focus, float32 (H, W) in 0..planes-1.
+
+    Algorithm 1 cuts the depth range into equal bins, depth 1 in the last. The continuous position is the one that
+    rounds to the same bin.
+    """
+    if continuous:
+        return np.clip(depth * planes - 0.5, 0, planes - 1).astype(np.float32)
+    planes = max(1, round(planes))
+    return np.clip(np.floor(depth.astype(np.float64) * planes + 1e-6), 0, planes - 1).astype(np.float32)
+
+
+def focus_sweep(num_frames: int, uneven: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the position that each frame focuses on, ascending from 0 to N-1."""
+    if num_frames == 1:
+        return np.zeros(1)
+    steps = 1 + uneven * rng.uniform(-1, 1, num_frames - 1)
+    return np.concatenate(([0], np.cumsum(steps))) * ((num_frames - 1) / steps.sum())
+
+
+def spatial_variation(shape: tuple[int, int], variation: float, rng: np.random.Generator) -> np.ndarray | float:
+    """Return the factor (H, W) by which the defocus grows from place to place, or 1."""
+    if not variation:
+        return 1.0
+    knots = rng.uniform(1 - variation, 1 + variation, (3, 3)).astype(np.float32)
+    return cv2.resize(knots, shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+# --------------------------------------------------------------------------- defocus
+
+
+def blur(image: np.ndarray, radius: float, psf: str) -> np.ndarray:
+    """Blur with a point spread function of this radius in pixels.
+
+    A Gaussian has a kernel of size 2 * radius + 1 and OpenCV's standard deviation for it, as in Algorithm 1.
+    """
+    if radius < SHARP:
+        return image
+    reach = int(np.ceil(radius))
+    if psf == "gaussian":
+        sigma = 0.3 * radius + 0.5 if radius >= 1 else 0.8 * radius
+        return cv2.GaussianBlur(image, (2 * reach + 1,) * 2, sigma, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.filter2D(image, -1, disc_kernel(radius), borderType=cv2.BORDER_REFLECT_101)
+
+
+def disc_kernel(radius: float) -> np.ndarray:
+    """Return a disc of this radius in pixels with a soft edge one pixel wide; its sum is 1."""
+    reach = int(np.ceil(radius))
+    offsets = np.arange(-reach, reach + 1)
+    kernel = np.clip(radius + 0.5 - np.hypot(offsets[:, None], offsets), 0, 1).astype(np.float32)
+    return kernel / kernel.sum()
+
+
+def render_layers(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, growth: np.ndarray | float,
+                  psf: str) -> np.ndarray:
+    """Show every pixel in the picture blurred by its own distance from focus (Algorithm 1, line by line).
+
+    Blurs the whole picture once per radius; radii between two of them are interpolated.
+    """
+    radii = [np.abs(positions - s) * growth for s in sweep]
+    levels = np.unique(np.concatenate([np.unique(r) for r in radii]))
+    if len(levels) > 2 * len(sweep):  # continuous: a fixed ladder of radii, fine where blur changes most
+        levels = np.unique(np.concatenate((np.arange(0, 4, 0.5), np.geomspace(4, max(4.1, levels[-1]), 10))))
+    bank = np.stack([blur(image, r, psf) for r in levels])
+    rows, columns = np.indices(positions.shape, sparse=True)
+    frames = []
+    for radius in radii:
+        place = np.interp(radius, levels, np.arange(len(levels)))
+        low = place.astype(np.intp)
+        share = (place - low).astype(np.float32)
+        frame = bank[low, rows, columns]
+        if share.any():
+            share = share if image.ndim == 2 else share[..., None]
+            frame += share * (bank[np.minimum(low + 1, len(levels) - 1), rows, columns] - frame)
+        frames.append(frame)
+    return np.stack(frames)
+
+
+def render_occluding(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, growth: np.ndarray | float,
+                     psf: str, max_layers: int = 12) -> np.ndarray:
+    """Composite blurred layers from far to near, so that a defocused foreground spreads over its background.
+
+    What lies hidden behind a foreground is unknown: there the visible layers share the light.
+    """
+    growth = float(np.mean(growth))  # a layer is blurred as a whole
+    layers = layer_masks(positions, max_layers)
+    rgb = image if image.ndim == 3 else image[..., None]
+    frames = []
+    for s in sweep:
+        light = np.zeros((*positions.shape, rgb.shape[2] + 1), np.float32)  # colour times cover, cover
+        for position, mask in layers:
+            layer = np.dstack((rgb * mask[..., None], mask))
+            layer = blur(layer, abs(position - s) * growth, psf)
+            light = light * (1 - layer[..., -1:]) + layer
+        frames.append(light[..., :-1] / np.maximum(light[..., -1:], 1e-6))
+    return np.stack(frames).reshape(len(sweep), *image.shape)
+
+
+def layer_masks(positions: np.ndarray, max_layers: int) -> list[tuple[float, np.ndarray]]:
+    """Cut the scene into layers of like position, far to near: (mean position, float32 mask (H, W))."""
+    values, layer = np.unique(positions, return_inverse=True)
+    layer = layer.reshape(positions.shape)
+    if len(values) > max_layers:
+        low, high = values[0], values[-1]
+        layer = np.minimum((positions - low) / (high - low) * max_layers, max_layers - 1).astype(int)
+    masks = ((layer == number) for number in np.unique(layer)[::-1])
+    return [(float(positions[mask].mean()), mask.astype(np.float32)) for mask in masks]
+
+
+# --------------------------------------------------------------------------- camera
+
+
+def disturb(frames: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """Add what changes from frame to frame in a camera: exposure, colour, gamma, noise, JPEG."""
+    n = len(frames)
+    per_frame = (n,) + (1,) * (frames.ndim - 1)
+    if recipe.exposure:
+        frames = frames * (1 + recipe.exposure * rng.uniform(-1, 1, per_frame).astype(np.float32))
+    if recipe.colour and frames.ndim == 4:
+        frames = frames * (1 + recipe.colour * rng.uniform(-1, 1, (n, 1, 1, 3)).astype(np.float32))
+    if recipe.gamma:
+        exponent = 1 + recipe.gamma * rng.uniform(-1, 1, per_frame).astype(np.float32)
+        frames = np.clip(frames, 0, 1) ** exponent
+    if recipe.noise:
+        frames = frames + recipe.noise * rng.standard_normal(frames.shape, dtype=np.float32)
+    frames = np.clip(frames, 0, 1)
+    return np.stack([jpeg(f, recipe.jpeg) for f in frames]) if recipe.jpeg else frames
+
+
+def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    """Return the frame after a JPEG pass of this quality (1..100)."""
+    stored = cv2.imencode(".jpg", np.rint(frame * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.imdecode(stored, cv2.IMREAD_UNCHANGED).astype(np.float32) / 255
+
+
+def random_recipe(num_frames: int, rng: np.random.Generator) -> Recipe:
+    """Draw the training diversity: half the stacks as in Algorithm 1, the others as a lens and a camera make them."""
+    overshoot = rng.random() < 0.5
+    before, after = (round(rng.uniform(-0.08, 0.6) * num_frames) if overshoot else 0 for _ in range(2))
+    while before + after > num_frames - min(2, num_frames):
+        before, after = before // 2, after // 2
+    clean = rng.random() < 0.5
+    camera = rng.random() < 0.3
+    return Recipe(
+        psf="gaussian" if clean or rng.random() < 0.3 else "disc",
+        growth=1.0 if clean and rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))),
+        variation=0.3 if rng.random() < 0.2 else 0.0,
+        continuous=bool(rng.random() < (0.2 if clean else 0.6)),
+        occlusion=not clean and bool(rng.random() < 0.8),
+        before=before,
+        after=after,
+        uneven=0.5 if rng.random() < 0.2 else 0.0,
+        noise=0.0 if rng.random() < 0.4 else float(np.exp(rng.uniform(np.log(0.3), np.log(9)))) / 255,
+        exposure=float(rng.uniform(0, 0.06)) if camera else 0.0,
+        gamma=float(rng.uniform(0, 0.06)) if camera else 0.0,
+        jpeg=int(rng.integers(70, 98)) if camera and rng.random() < 0.5 else 0,
+    )
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
+    files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
+    files.add_argument("--output_dir", required=True,
+                       help="gets image_stacks/SCENE/1.png .., depth_maps/SCENE.png, AiF/SCENE.png")
+    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    stacks = parser.add_argument_group("stacks")
+    stacks.add_argument("--num_frames", type=int, nargs="+", default=[8, 12, 16, 20, 24],
+                        help="frames of a stack, drawn per picture")
+    stacks.add_argument("--seed", type=int, default=0)
+    optics = parser.add_argument_group("optics and camera (the defaults are Algorithm 1)")
+    helps = {
+        "psf": "gaussian or disc",
+        "growth": "radius of the circle of confusion per frame of defocus, pixels",
+        "variation": "spatially varying defocus, share of the growth",
+        "continuous": "depth as it is, not in N bins",
+        "occlusion": "a defocused foreground spreads over its background",
+        "before": "frames of the sweep in front of the scene; negative: it starts inside",
+        "after": "frames behind the scene",
+        "uneven": "variation of the focus steps, share",
+        "noise": "standard deviation of the noise, grey levels of 255",
+        "exposure": "variation of a frame's brightness, share",
+        "colour": "variation of a frame's colour channels, share",
+        "gamma": "variation of a frame's gamma, share",
+        "jpeg": "quality of a JPEG pass, 1..100; 0: none",
+    }
+    for field in fields(Recipe):
+        if isinstance(field.default, bool):
+            optics.add_argument(f"--{field.name}", action="store_true", help=helps[field.name])
+        else:
+            choices = ("gaussian", "disc") if field.name == "psf" else None
+            optics.add_argument(f"--{field.name}", type=type(field.default), default=field.default, choices=choices,
+                                help=helps[field.name])
+    args = parser.parse_args(argv)
+    if min(args.num_frames) < 1:
+        parser.error("--num_frames: at least 1")
+    if args.before + args.after >= min(args.num_frames):
+        parser.error("--before and --after leave no frame for the scene: raise --num_frames")
+    return args
+
+
+def match_scenes(aif_dir: str | Path, other_dir: str | Path) -> dict[str, tuple[Path, Path]]:
+    """Pair the pictures of two directories by name. Raises UserError naming the first without partner."""
+    pictures, others = index_by_stem(aif_dir), index_by_stem(other_dir)
+    for name in pictures.keys() ^ others.keys():
+        path, missing = (pictures[name], other_dir) if name in pictures else (others[name], aif_dir)
+        raise UserError(f"{path}: no picture of that name in {missing}; add it or remove this one")
+    return {name: (path, others[name]) for name, path in pictures.items()}
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    recipe = Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)} | {"noise": args.noise / 255})
+    scenes = match_scenes(args.aif_dir, args.depth_dir)
+    settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
+    output = open_output(args.output_dir, settings, args.overwrite)
+    made = 0
+    for number, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
+        stack_dir = output / "image_stacks" / scene
+        if stack_dir.is_dir():  # written last and whole
+            continue
+        rng = random_generator(args.seed, number)
+        write_scene(output, scene, aif_path, depth_path, int(rng.choice(args.num_frames)), recipe, rng)
+        made += 1
+    print(f"{made} stacks made, {len(scenes) - made} already there: {output}")
+    return 0
+
+
+def write_scene(output: Path, scene: str, aif_path: Path, depth_path: Path, num_frames: int, recipe: Recipe,
+                rng: np.random.Generator) -> None:
+    """Synthesise one stack and write it with its all-in-focus picture and depth map, the stack last."""
+    image, depth = read_image(aif_path), read_depth(depth_path)
+    if image.dtype != np.uint8:
+        raise UserError(f"{aif_path}: {image.dtype} pixels; convert it to 8 bit")
+    if image.shape[:2] != depth.shape:
+        raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has "
+                        f"{image.shape[1]}x{image.shape[0]}; resize the depth map")
+    frames, _ = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
+    write_image(output / "AiF" / f"{scene}.png", image)
+    write_image(output / "depth_maps" / f"{scene}.png", read_image(depth_path))
+    with written_whole(output / "image_stacks" / scene) as part:
+        for k, frame in enumerate(frames, 1):
+            write_image(part / f"{k}.png", np.rint(frame * 255).astype(np.uint8))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Depth maps where no depth model is at hand: every segment of a label map becomes a tilted plane.
+
+    python make_datasets/segments_to_depth.py --segments_dir photos/segments --output_dir photos/depth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import command, index_by_stem, open_output, random_generator, read_image, to_uint8, write_image  # noqa: E402
+
+
+def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,
+                         smooth: float = 0.1) -> np.ndarray:
+    """Give every segment of `labels` (H, W) a random tilted plane, plus one smooth field over all.
+
+    tilt: the largest change of depth across the picture within a plane; smooth: the field's amplitude.
+    Returns depth, float32 (H, W), stretched to 0 (near) .. 1 (far).
+    """
+    _, segment = np.unique(labels, return_inverse=True)
+    segment = segment.reshape(labels.shape)
+    count = segment.max() + 1
+    y, x = centred_grid(labels.shape)
+    offset = rng.uniform(0, 1, count).astype(np.float32)
+    slope = rng.uniform(-tilt, tilt, (2, count)).astype(np.float32)
+    depth = offset[segment] + slope[0][segment] * y + slope[1][segment] * x
+    return stretch(depth + smooth * (2 * smooth_depth(labels.shape, rng) - 1))
+
+
+def smooth_depth(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return a smooth random depth field, float32 (H, W) in 0..1: cubic interpolation of a few random knots."""
+    knots = rng.uniform(0, 1, rng.integers(2, 7, 2)).astype(np.float32)
+    return stretch(cv2.resize(knots, shape[::-1], interpolation=cv2.INTER_CUBIC))
+
+
+def ramp_depth(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return a plane tilted in a random direction, float32 (H, W) in 0..1."""
+    y, x = centred_grid(shape)
+    angle = rng.uniform(0, 2 * np.pi)
+    return stretch(np.float32(np.sin(angle)) * y + np.float32(np.cos(angle)) * x)
+
+
+def centred_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (H, 1) and columns (1, W), each float32 in -0.5..0.5."""
+    return (np.linspace(-0.5, 0.5, shape[0], dtype=np.float32)[:, None],
+            np.linspace(-0.5, 0.5, shape[1], dtype=np.float32)[None])
+
+
+def stretch(depth: np.ndarray) -> np.ndarray:
+    """Stretch to 0..1; a constant map becomes 0."""
+    low, high = float(depth.min()), float(depth.max())
+    return ((depth - low) / max(high - low, 1e-6)).astype(np.float32)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--segments_dir", required=True, help="label maps, 8- or 16-bit PNG, one value per segment")
+    parser.add_argument("--output_dir", required=True, help="depth maps go here, 8-bit PNG of the same names, near = 0")
+    parser.add_argument("--tilt", type=float, default=0.3, help="largest tilt of a segment, share of the depth range")
+    parser.add_argument("--smooth", type=float, default=0.1, help="amplitude of the smooth field, same unit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    sources = index_by_stem(args.segments_dir)
+    settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite")}
+    output = open_output(args.output_dir, settings, args.overwrite)
+    for number, (scene, path) in enumerate(tqdm(sources.items(), unit="map")):
+        if not (output / f"{scene}.png").is_file():
+            depth = planes_from_segments(read_image(path), random_generator(args.seed, number), args.tilt, args.smooth)
+            write_image(output / f"{scene}.png", to_uint8(depth))
+    print(f"{len(sources)} depth maps in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

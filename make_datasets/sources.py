@@ -1,0 +1,299 @@
+"""What the training sources share: find the pictures, name the scenes, filter, write one flat folder.
+
+A source is a folder or an archive (.zip, .tar, .tar.gz). A prepared one is OUTPUT/AiF/SCENE.png and, where the source
+has true depth, OUTPUT/depth/SCENE.png (grey, near = 0): what `make_dataset.py` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import gzip
+import lzma
+import os
+import shutil
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import UserError, natural_key, open_output, read_image, write_image, written_whole  # noqa: E402
+
+Name = PurePosixPath  # a file's place inside its source
+Choose = Callable[[list[Name]], list[Name]]
+Key = TypeVar("Key")
+
+
+class Filtered(Exception):
+    """Why a scene is left out on purpose: counted and listed, no failure."""
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def fraction(text: str) -> float:
+    """Read a command-line number in 0..1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+    return value
+
+
+def source_parser(text: str, source: str, splits: Collection[str] = (), *, uniform: bool = False,
+                  depth: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options that the sources share; `text` is the script's docstring.
+
+    source: what --input and --split stand for, no such options if empty. uniform, depth: whether the script filters
+    uniform pictures and writes true depth.
+    """
+    parser = argparse.ArgumentParser(description=text.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    if source:
+        group = parser.add_argument_group("input")
+        group.add_argument("--input", type=Path, required=True, help=f"{source} as folder, .zip, .tar or .tar.gz")
+        group.add_argument("--split", choices=list(splits), default="train",
+                           help="which part of it; not used if --input is that part's own folder")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, required=True,
+                       help="folder to make, with AiF/SCENE.png" + (" and depth/SCENE.png" if depth else ""))
+    group.add_argument("--overwrite", action="store_true", help="replace what other settings made in --output")
+    if uniform:
+        group.add_argument("--max_uniform", type=fraction, default=0.2,
+                           help="leave out pictures whose most common colour covers this share of the pixels or more")
+    if depth:
+        group.add_argument("--depth_bits", type=int, choices=(8, 16), default=8, help="bits per pixel of a depth PNG")
+    return parser
+
+
+def open_prepared(args: argparse.Namespace, program: str) -> Path:
+    """Create or reopen `args.output`, whose settings are all other arguments. Raises UserError, see `open_output`."""
+    settings = {name: value.resolve() if isinstance(value, Path) else value
+                for name, value in vars(args).items() if name not in ("output", "overwrite")}
+    for path in (value for value in settings.values() if isinstance(value, Path)):
+        check_apart(path, args.output)
+    return open_output(args.output, {"program": program, **settings}, args.overwrite)
+
+
+def check_apart(source: Path, output: Path) -> None:
+    """Raise UserError if one path lies in the other: --overwrite would remove the source, a walk find the output."""
+    source, output = source.resolve(), output.resolve()
+    if source.is_relative_to(output) or output.is_relative_to(source):
+        raise UserError(f"{output}: overlaps with the input {source}; give an output directory apart from it")
+
+
+# --------------------------------------------------------------------------- files of a source
+
+
+class Source:
+    """The files that `choose` picks from a folder or an archive.
+
+    Raises UserError if the path is missing, no archive that can be read, or holds nothing that `choose` picks;
+    `expected` then says what was looked for.
+    """
+
+    def __init__(self, path: Path, choose: Choose, expected: str) -> None:
+        self.path = path
+        if path.is_dir():
+            names = _walk(path)
+        elif path.is_file():
+            with _archive_errors(path), _opened(path) as archive:
+                names = [name for name, _ in archive]
+        else:
+            raise UserError(f"{path}: no such folder or archive; give the downloaded dataset")
+        # macOS archives carry a hidden twin of each file
+        hidden = {name for name in names if any(part.startswith((".", "__MACOSX")) and part != ".."
+                                                for part in name.parts)}
+        names = list(set(names) - hidden)
+        self.names = sorted(choose(names), key=lambda name: [natural_key(part) for part in name.parts])
+        if not self.names:
+            raise UserError(f"{path}: nothing to prepare in it; expected {expected}")
+
+    @contextlib.contextmanager
+    def root(self, work: Path) -> Iterator[Path]:
+        """Yield the folder that holds `names`. An archive is unpacked below `work`, until all went well."""
+        if self.path.is_dir():
+            yield self.path
+            return
+        folder = self._unpacked(work)
+        yield folder
+        shutil.rmtree(folder)
+
+    def _unpacked(self, work: Path) -> Path:
+        stat, name = self.path.stat(), self.path.name.replace(".", "_")
+        folder = work / f".unpacked-{name}-{stat.st_size}-{stat.st_mtime_ns}"  # another archive is unpacked anew
+        for old in work.glob(f".*unpacked-{glob.escape(name)}-*"):
+            if old != folder:
+                shutil.rmtree(old)
+        if folder.is_dir():
+            return folder
+        with written_whole(folder) as part, _archive_errors(self.path), _opened(self.path) as archive:
+            part.mkdir()
+            left = set(self.names)
+            with tqdm(total=len(left), desc=f"unpack {self.path.name}", unit="file") as bar:
+                for name, open_member in archive:  # in the archive's order: a .tar.gz can't be read in another
+                    if name not in left:
+                        continue
+                    left.remove(name)
+                    target = part / name
+                    if not target.resolve().is_relative_to(part.resolve()):
+                        raise UserError(f"{self.path}: member {name} points outside; do not trust this archive")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with open_member() as data, target.open("wb") as file:
+                        shutil.copyfileobj(data, file)
+                    bar.update()
+        return folder
+
+
+def _walk(root: Path) -> list[Name]:
+    return [Name(Path(folder, file).relative_to(root).as_posix())
+            for folder, _, files in os.walk(root) for file in files]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Iterator[tuple[Name, Callable[[], IO[bytes]]]]]:
+    """Yield (name, function that opens it) of each plain file in an archive, in the archive's order."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield ((Name(info.filename), lambda info=info: archive.open(info))
+                   for info in archive.infolist() if not info.is_dir())
+    else:
+        with tarfile.open(path) as archive:
+            yield ((Name(member.name), lambda member=member: archive.extractfile(member))
+                   for member in archive if member.isfile())
+
+
+@contextlib.contextmanager
+def _archive_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
+            RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be unpacked ({reason}); give a folder, or a complete .zip, .tar or .tar.gz"
+                        ) from None
+
+
+def in_split(names: Iterable[Name], splits: dict[str, Collection[str]], split: str) -> list[Name]:
+    """Keep the names below a folder of the split. Where no name has a split's folder at all, keep every name."""
+    names, known = list(names), set().union(*splits.values())
+    if not any(known.intersection(name.parts[:-1]) for name in names):
+        return names  # the split's own folder was given
+    return [name for name in names if set(splits[split]).intersection(name.parts[:-1])]
+
+
+def scene_names(names: Iterable[Name], suffix: str = "") -> dict[str, Name]:
+    """Return {scene: name}: the stem without `suffix`, after its folders' names where two stems are the same.
+
+    Raises UserError if that does not tell two files apart. Upper and lower case count as the same, as on some disks.
+    """
+    names = list(names)
+    count = Counter(name.stem.casefold() for name in names)
+    scenes, taken = {}, {}
+    for name in names:
+        parts = name.with_suffix("").parts
+        scene = "_".join(parts if count[name.stem.casefold()] > 1 else parts[-1:]).removesuffix(suffix)
+        if scene.casefold() in taken:
+            raise UserError(f"{name}: same scene name as {taken[scene.casefold()]}; rename or remove one")
+        scenes[scene] = taken[scene.casefold()] = name
+    return scenes
+
+
+# --------------------------------------------------------------------------- pictures and depth
+
+
+def most_common_share(image: np.ndarray) -> float:
+    """Return the share of pixels, 0..1, that have the most common colour of (H, W) or (H, W, 3), 8 or 16 bit."""
+    colour = image.astype(np.uint64)
+    if image.ndim == 3:
+        colour = colour[..., 0] << 32 | colour[..., 1] << 16 | colour[..., 2]
+    return int(np.unique(colour, return_counts=True)[1].max()) / colour.size
+
+
+def depth_picture(far: np.ndarray, valid: np.ndarray | None = None, bits: int = 8) -> np.ndarray:
+    """Stretch a map to a depth picture, near = 0, far = the largest grey.
+
+    far: float (H, W), any quantity that grows with the distance: metres, or minus a disparity.
+    valid: bool (H, W). Other pixels, and those that are not finite, take the value of the nearest valid pixel.
+    Returns uint8 or uint16 (H, W); a constant map gives 0. Raises ValueError if no pixel is valid.
+    """
+    valid = np.isfinite(far) if valid is None else valid & np.isfinite(far)
+    if not valid.any():
+        raise ValueError("no valid depth")
+    near, span = float(far[valid].min()), float(np.ptp(far[valid]))
+    top = 2**bits - 1
+    grey = np.rint((np.where(valid, far, near) - near) / (span or 1) * top)
+    grey = grey.astype(np.uint16 if bits == 16 else np.uint8)
+    if not valid.all():
+        _, label = cv2.distanceTransformWithLabels((~valid).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5,
+                                                   labelType=cv2.DIST_LABEL_PIXEL)
+        value = np.zeros(label.max() + 1, grey.dtype)
+        value[label[valid]] = grey[valid]
+        grey = value[label]
+    return grey
+
+
+def check_valid(valid: np.ndarray, least: float) -> None:
+    """Raise Filtered if less than the share `least` of the pixels, or none, is valid."""
+    share = float(valid.mean())
+    if share < least or share == 0:
+        raise Filtered(f"only {share:.1%} of the pixels have a depth")
+
+
+def write_scenes(output: Path, scenes: dict[str, Key], load: Callable[[Key], tuple[np.ndarray, np.ndarray | None]],
+                 max_uniform: float | None = None) -> None:
+    """Write AiF/SCENE.png and depth/SCENE.png of every scene that is not there yet, and print the counts.
+
+    load: key -> picture (H, W) or (H, W, 3), depth picture (H, W) or None; raises UserError, which stops the run, or
+    Filtered. Pictures with `most_common_share` >= max_uniform are left out. All left out are listed in filtered.txt.
+    """
+    report = output / "filtered.txt"
+    lines = report.read_text().splitlines() if report.is_file() else []
+    filtered = {scene: reason for scene, reason in (line.split("\t", 1) for line in lines) if scene in scenes}
+    before = {scene for scene in scenes if (output / "AiF" / f"{scene}.png").is_file()}
+    with tqdm(total=len(scenes), initial=len(before | filtered.keys()), desc=output.name, unit="picture") as bar:
+        for scene, key in scenes.items():
+            if scene in before or scene in filtered:
+                continue
+            try:
+                image, depth = load(key)
+                share = most_common_share(image) if max_uniform is not None else 0
+                if max_uniform is not None and share >= max_uniform:
+                    raise Filtered(f"one colour covers {share:.1%}")
+                if depth is not None:
+                    if depth.shape != image.shape[:2]:
+                        raise UserError(f"{key}: the picture has {image.shape[1]}x{image.shape[0]} pixels, "
+                                        f"its depth {depth.shape[1]}x{depth.shape[0]}; get both anew")
+                    write_image(output / "depth" / f"{scene}.png", depth)
+                write_image(output / "AiF" / f"{scene}.png", image)  # last: it says that the scene is complete
+            except Filtered as reason:
+                filtered[scene] = f"{key}: {reason}"
+                _write_lines(report, filtered)
+            bar.update()
+    if not report.is_file():
+        _write_lines(report, filtered)
+    kept = len(scenes) - len(filtered)
+    print(f"{output}: {kept} pictures ({kept - len(before)} new), {len(filtered)} left out (filtered.txt)")
+
+
+def write_photos(args: argparse.Namespace, program: str, source: Source) -> None:
+    """Prepare a source without depth: every picture to one flat folder, but those of a uniform background."""
+    scenes = scene_names(source.names)
+    output = open_prepared(args, program)
+    with source.root(output) as root:
+        write_scenes(output, scenes, lambda name: (read_image(root / name), None), args.max_uniform)
+
+
+def _write_lines(path: Path, entries: dict[str, str]) -> None:
+    with written_whole(path) as part:
+        part.write_text("".join(f"{scene}\t{reason}\n" for scene, reason in entries.items()))

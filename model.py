@@ -1,0 +1,333 @@
+"""StackMFF-V2: one-shot multi-focus image stack fusion by focal-plane depth regression (Xie et al., 2025, section 3).
+
+Letters: B batch, N frames, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 32  # five poolings
+
+
+def pad_to_stride(stack: Tensor) -> Tensor:
+    """Repeat the last row and column of (..., H, W) until both sides are multiples of 32."""
+    h, w = stack.shape[-2:]
+    rows = torch.arange(math.ceil(h / STRIDE) * STRIDE, device=stack.device).clamp(max=h - 1)
+    columns = torch.arange(math.ceil(w / STRIDE) * STRIDE, device=stack.device).clamp(max=w - 1)
+    return stack if (len(rows), len(columns)) == (h, w) else stack[..., rows, :][..., columns]
+
+
+def unpad(maps: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pad_to_stride`."""
+    return maps[..., :height, :width]
+
+
+class InceptionDepthwise(nn.Module):
+    """1x1 convolution, then identity | 3x3 | 1x11 | 11x1 depthwise on a split of the channels (InceptionNeXt)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        g = max(1, c_out // 8)
+        self.split = (c_out - 3 * g, g, g, g)
+        self.channels = nn.Conv2d(c_in, c_out, 1)
+        self.square = nn.Conv2d(g, g, 3, padding=1, groups=g)
+        self.row = nn.Conv2d(g, g, (1, 11), padding=(0, 5), groups=g)
+        self.column = nn.Conv2d(g, g, (11, 1), padding=(5, 0), groups=g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        same, square, row, column = self.channels(x).split(self.split, dim=1)
+        return torch.cat((same, self.square(square), self.row(row), self.column(column)), dim=1)
+
+
+class AttentionBridge(nn.Module):
+    """Spatial, then channel attention over all encoder scales together (MALUNet)."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(2, 1, 7, padding=9, dilation=3)  # shared by the scales
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.channel = nn.ModuleList(nn.Linear(sum(channels), c) for c in channels)
+
+    def forward(self, scales: list[Tensor]) -> list[Tensor]:
+        attended = []  # u and v = u + t of every scale
+        for t in scales:
+            s = torch.sigmoid(self.spatial(torch.cat((t.mean(1, keepdim=True), t.amax(1, keepdim=True)), dim=1)))
+            attended.append((s * t, s * t + t))
+        pooled = torch.cat([self.pool(v).flatten(1) for _, v in attended], dim=1)
+        pooled = self.mix(pooled[:, None])[:, 0]  # (B, sum of C)
+        gates = [torch.sigmoid(linear(pooled))[..., None, None] for linear in self.channel]
+        return [a * v + u for a, (u, v) in zip(gates, attended, strict=True)]
+
+
+class ULDANet(nn.Module):
+    """Intra-layer focus estimation (section 3.3): scores each frame alone, (B, 1, H, W) -> (B, 8, H/2, W/2).
+
+    The result is the head before its x2 upsampling and sigmoid; `upsample_head` completes it.
+    """
+
+    def __init__(self, channels: Sequence[int], groups: int) -> None:
+        super().__init__()
+        *levels, bottleneck = channels
+        self.stem = nn.Conv2d(1, levels[0], 3, padding=1)
+        self.encoders = nn.ModuleList(InceptionDepthwise(a, b) for a, b in zip(levels, levels[1:], strict=False))
+        self.encoder_norms = nn.ModuleList(nn.GroupNorm(groups, c) for c in levels)
+        self.bridge = AttentionBridge(levels)
+        self.bottleneck = InceptionDepthwise(levels[-1], bottleneck)
+        up = [bottleneck, *reversed(levels)]
+        self.decoders = nn.ModuleList(InceptionDepthwise(a, b) for a, b in zip(up, up[1:], strict=False))
+        self.decoder_norms = nn.ModuleList(nn.GroupNorm(groups, c) for c in reversed(levels))
+        self.head = nn.Conv2d(levels[0], levels[0], 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x, scales = frames, []
+        for encode, norm in zip([self.stem, *self.encoders], self.encoder_norms, strict=True):
+            x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
+            scales.append(x)
+
+        skips = self.bridge(scales)
+        x = F.gelu(self.bottleneck(x))
+
+        for level, (decode, norm) in enumerate(zip(self.decoders, self.decoder_norms, strict=True)):
+            x = norm(decode(x))
+            x = F.gelu(upsample(x) if level else x) + skips[-1 - level]
+        return self.head(x)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double H and W, corners aligned, as everywhere in the network."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class ConvGRUCell(nn.Module):
+    """A ConvGRU cell whose kernels on [frame, state] are kept apart: the frame's half does not depend on the state.
+
+    Each list holds the reset gate, the update gate and the candidate.
+    """
+
+    def __init__(self, c_in: int, hidden: int) -> None:
+        super().__init__()
+        self.frame = nn.ModuleList(nn.Conv2d(c_in, hidden, 3, padding=1) for _ in range(3))
+        self.state = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1, bias=False) for _ in range(3))
+
+    def forward(self, x: Sequence[Tensor], h: Tensor) -> Tensor:
+        """One step: x is a frame after each of `self.frame`, h the state, all (B, C, H, W)."""
+        reset = torch.sigmoid(x[0] + self.state[0](h))
+        update = torch.sigmoid(x[1] + self.state[1](h))
+        candidate = torch.tanh(x[2] + self.state[2](reset * h))
+        return torch.lerp(h, candidate, update)
+
+
+class BiConvGRU(nn.Module):
+    """Inter-layer focus estimation (section 3.4): compares the frames in both directions, (N, B, 8, H, W) -> logits."""
+
+    def __init__(self, c_in: int, hidden: int) -> None:
+        super().__init__()
+        self.ahead = ConvGRUCell(c_in, hidden)
+        self.back = ConvGRUCell(c_in, hidden)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        ahead = self.sweep(self.ahead, volume)
+        back = self.sweep(self.back, volume, reverse=True)
+        logits = [(a + b).amax(1) for a, b in zip(ahead, back, strict=True)]
+        return torch.stack(logits, dim=1)  # (B, N, H, W)
+
+    def sweep(self, cell: ConvGRUCell, volume: Tensor, reverse: bool = False) -> list[Tensor]:
+        """Return the state after each frame, from a zero state, in the order of the frames."""
+        n, b = volume.shape[:2]
+        frames = list(zip(*(conv(volume.flatten(0, 1)).unflatten(0, (n, b)).unbind(0) for conv in cell.frame),
+                          strict=True))
+        h = torch.zeros_like(frames[0][0])
+        states = []
+        for x in reversed(frames) if reverse else frames:
+            h = cell(x, h)
+            states.append(h)
+        return states[::-1] if reverse else states
+
+
+class FocusMap(NamedTuple):
+    """What the network knows of a stack. P is the softmax over the frames (Eq. 6)."""
+
+    index: Tensor  # (B, H, W) focus index in frames, 0..N-1, not rounded
+    probabilities: Tensor  # (B, N, H, W)
+    confidence: Tensor  # (B, H, W) 0..1: P of the two frames around the expectation
+    logits: Tensor  # (B, N, H, W)
+
+
+def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: str = "absolute") -> FocusMap:
+    """Soft regression (section 3.5, Eq. 6-7): logits (B, N, H, W) -> focus index as an expectation over the frames.
+
+    `absolute` takes the expectation as it is. `stretch` is the published rule: the expectation is stretched by its
+    minimum and maximum over each stack; a constant one is left alone.
+    """
+    probabilities = torch.softmax(logits / temperature, dim=1)
+    n = logits.shape[1]
+    positions = torch.arange(n, device=logits.device, dtype=logits.dtype)[:, None, None]
+    expected = (probabilities * positions).sum(1)
+    confidence = (probabilities * ((positions - expected[:, None]).abs() < 1)).sum(1)
+    index = stretch_index(expected, n) if readout == "stretch" else expected
+    return FocusMap(index, probabilities, confidence, logits)
+
+
+def stretch_index(expected: Tensor, num_frames: int) -> Tensor:
+    """Stretch each stack's (B, H, W) expectation to 0..N-1."""
+    low, high = expected.amin((1, 2), keepdim=True), expected.amax((1, 2), keepdim=True)
+    flat = high - low < 1e-6
+    stretched = (expected - low) / torch.where(flat, 1, high - low) * (num_frames - 1)
+    return torch.where(flat, expected, stretched)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    channels: tuple[int, ...] = (8, 16, 24, 32, 48, 64)  # five encoder levels and the bottleneck
+    groups: int = 4  # of every GroupNorm
+    hidden: int = 16  # channels of a ConvGRU state
+    readout: str = "absolute"  # or "stretch": the published checkpoint
+
+    def __post_init__(self) -> None:
+        if self.readout not in ("absolute", "stretch"):
+            raise ValueError(f"readout {self.readout!r}: choose absolute or stretch")
+
+
+class StackMFFV2(nn.Module):
+    def __init__(self, config: ModelConfig = ModelConfig()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.config = config
+        self.intra = ULDANet(config.channels, config.groups)
+        self.inter = BiConvGRU(config.channels[0], config.hidden)
+        # logits are sums of two tanh states, within (-2, 2): only a temperature lets P be sharp for many frames
+        log_temperature = torch.tensor(-2.0 if config.readout == "absolute" else 0.0)
+        if config.readout == "absolute":
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature, persistent=False)
+        self.apply(initialise)
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.log_temperature.exp()
+
+    def forward(self, stack: Tensor, fast: bool = False) -> FocusMap:
+        """Regress the focus map of grey stacks (B, N, H, W) in 0..1, frames in focal order, any N >= 1, H and W.
+
+        `fast` compares the frames at half resolution: a quarter of the work with the same kernels.
+        """
+        volume = self.focus_volume(stack, fast)
+        logits = self.inter(volume)
+        if fast:
+            logits = upsample_logits(logits, *stack.shape[-2:])
+        return regress_focus(logits.float(), self.temperature, self.config.readout)
+
+    def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
+        """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""
+        b, n, h, w = stack.shape
+        frames = pad_to_stride(stack).transpose(0, 1).flatten(0, 1)[:, None]  # (N*B, 1, H, W), by frame
+        features = self.intra(frames.contiguous(memory_format=torch.channels_last))
+        if fast:
+            h, w = math.ceil(h / 2), math.ceil(w / 2)
+        else:
+            features = upsample(features)
+        return torch.sigmoid(unpad(features, h, w)).unflatten(0, (n, b))
+
+
+def upsample_logits(logits: Tensor, height: int, width: int) -> Tensor:
+    """Double half-resolution logits (B, N, H, W) and cut them to the stack's size."""
+    return unpad(F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False), height, width)
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming-normal convolutions, orthogonal GRU kernels, near-zero attention."""
+    if isinstance(module, ConvGRUCell):  # applied after its convolutions, so this one stays
+        for convolution in (*module.frame, *module.state):
+            nn.init.orthogonal_(convolution.weight)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.001)
+        nn.init.zeros_(module.bias)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def model_checkpoint(model: StackMFFV2) -> dict:
+    """Return {"model", "config"}: all that `load_model` needs, as tensors and plain values."""
+    return {"model": model.state_dict(), "config": asdict(model.config)}
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> StackMFFV2:
+    """Read our checkpoint or the published one. Raises FileNotFoundError or ValueError with the remedy."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights; give --model_path, or train with train.py")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, of many lines
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({reason[:80]}); give a StackMFF-V2 .pth file") from None
+    try:
+        if "model" in checkpoint:
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
+            model, state = StackMFFV2(ModelConfig(**config)), checkpoint["model"]
+        else:
+            model, state = StackMFFV2(ModelConfig(readout="stretch")), from_published(checkpoint)
+        model.load_state_dict(state, strict=True)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: not StackMFF-V2 weights ({type(error).__name__}: {str(error).splitlines()[0][:80]});"
+                         " give a file written by train.py or the published checkpoint") from None
+    return model.to(device).eval()
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the published `state_dict` to ours; its GRU kernels on [frame, state] split into the two halves."""
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    renamed: dict[str, Tensor] = {}
+
+    def move(ours: str, theirs: str) -> None:
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in state:
+                renamed[f"{ours}.{kind}"] = state.pop(f"{theirs}.{kind}")
+
+    def move_inception(ours: str, theirs: str) -> None:
+        names = {"channels": "channel_adj", "square": "dwconv_hw", "row": "dwconv_w", "column": "dwconv_h"}
+        for our_name, their_name in names.items():
+            move(f"{ours}.{our_name}", f"{theirs}.0.{their_name}")
+
+    theirs = "feature_extraction."
+    move("intra.stem", theirs + "encoder1.0")
+    move_inception("intra.bottleneck", theirs + "encoder6")
+    move("intra.bridge.spatial", theirs + "scab.satt.shared_conv2d.0")
+    move("intra.bridge.mix", theirs + "scab.catt.get_all_att")
+    move("intra.head", theirs + "final")
+    for i in range(5):
+        if i < 4:
+            move_inception(f"intra.encoders.{i}", f"{theirs}encoder{i + 2}")
+        move_inception(f"intra.decoders.{i}", f"{theirs}decoder{i + 1}")
+        move(f"intra.encoder_norms.{i}", f"{theirs}ebn{i + 1}")
+        move(f"intra.decoder_norms.{i}", f"{theirs}dbn{i + 1}")
+        move(f"intra.bridge.channel.{i}", f"{theirs}scab.catt.att{i + 1}")
+    for ours, direction in (("ahead", "forward"), ("back", "backward")):
+        cell = f"layer_interaction.layer_interaction_depth.{direction}_cell_list.0"
+        gates, candidate = (state.pop(f"{cell}.{name}.weight") for name in ("conv_gates", "conv_can"))
+        biases = torch.cat([state.pop(f"{cell}.{name}.bias") for name in ("conv_gates", "conv_can")])
+        c = gates.shape[1] - candidate.shape[0]  # channels of a frame
+        for i, kernel in enumerate((*gates.chunk(2), candidate)):
+            renamed[f"inter.{ours}.frame.{i}.weight"] = kernel[:, :c]
+            renamed[f"inter.{ours}.frame.{i}.bias"] = biases.chunk(3)[i]
+            renamed[f"inter.{ours}.state.{i}.weight"] = kernel[:, c:]
+    return renamed | state  # anything left over is refused by the strict load
