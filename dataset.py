@@ -41,6 +41,14 @@ class Key(NamedTuple):
     weight: float
 
 
+def focus_target(depth: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return the normalised depth of Eq. 9 that a stack of Algorithm 1 has: index / (N - 1) for depth (H, W) in 0..1.
+
+    Algorithm 1's bins put depth d in frame floor(d * N), which d itself as the target misses by up to half a frame.
+    """
+    return focus_positions(depth, num_frames, continuous=True) / np.float32(max(num_frames - 1, 1))
+
+
 class StackFolder(Dataset):
     """Stacks on disk: `stack_dir/SCENE/` with frames in natural order, `depth_dir/SCENE.png`, near = 0.
 
@@ -74,11 +82,11 @@ class StackFolder(Dataset):
             raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its frames have "
                             f"{frames[0].shape[1]}x{frames[0].shape[0]}; resize the depth map")
         n = len(frames)
-        index = focus_positions(depth, n, continuous=True)
+        target = focus_target(depth, n)
         stack = np.stack([luma(f) for f in frames])
-        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, index)
+        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, target * (n - 1))
         rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
-        maps = crop_and_flip(np.concatenate((stack, index[None], aif[None])), self.size, rng)
+        maps = crop_and_flip(np.concatenate((stack, target[None], aif[None])), self.size, rng)
         return make_sample(maps[:n], maps[n], maps[n + 1], key.weight)
 
 
@@ -123,7 +131,7 @@ class SyntheticStacks(Dataset):
         recipe = self.recipe or random_recipe(key.num_frames, rng)
         stack, index = synthesize(image.astype(np.float32), depth, key.num_frames, recipe, rng)
         stack = np.rint(stack * 255) / np.float32(255)  # what an 8-bit file keeps
-        return make_sample(stack, index, image, key.weight)
+        return make_sample(stack, index / max(key.num_frames - 1, 1), image, key.weight)
 
     @staticmethod
     def draw_depth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -164,9 +172,9 @@ def crop_and_flip(maps: np.ndarray, size: int, rng: np.random.Generator | None) 
     return maps
 
 
-def make_sample(stack: np.ndarray, index: np.ndarray, aif: np.ndarray, weight: float) -> dict[str, torch.Tensor]:
-    """Bundle a stack (N, H, W), its true focus index in frames and its all-in-focus luma as tensors."""
-    maps = {"stack": stack, "target": index / max(len(stack) - 1, 1), "aif": aif, "weight": weight}
+def make_sample(stack: np.ndarray, target: np.ndarray, aif: np.ndarray, weight: float) -> dict[str, torch.Tensor]:
+    """Bundle a stack (N, H, W), its normalised depth and its all-in-focus luma as tensors."""
+    maps = {"stack": stack, "target": target, "aif": aif, "weight": weight}
     return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
 
 

@@ -6,7 +6,7 @@ Letters: B batch, N frames, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -108,6 +108,20 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
+def upsample_window(x: Tensor, rows: range, columns: range) -> Tensor:
+    """Return the window [rows, columns] of `upsample(x)`, reading no more of (..., H, W) than it needs."""
+    for dim, window in ((-2, rows), (-1, columns)):
+        size = x.shape[dim]
+        place = torch.arange(window.start, window.stop, device=x.device) * ((size - 1) / (2 * size - 1))
+        low = place.long().clamp(max=max(size - 2, 0))
+        share = (place - low).to(x.dtype)
+        x = x.narrow(dim, int(low[0]), int(low[-1]) - int(low[0]) + min(2, size))
+        low = low - low[0]
+        share = share[:, None] if dim == -2 else share
+        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=x.shape[dim] - 1)), share)
+    return x
+
+
 class ConvGRUCell(nn.Module):
     """A ConvGRU cell whose kernels on [frame, state] are kept apart: the frame's half does not depend on the state.
 
@@ -119,11 +133,20 @@ class ConvGRUCell(nn.Module):
         self.frame = nn.ModuleList(nn.Conv2d(c_in, hidden, 3, padding=1) for _ in range(3))
         self.state = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1, bias=False) for _ in range(3))
 
+    def frame_parts(self, volume: Tensor) -> Iterator[Sequence[Tensor]]:
+        """Yield what `forward` needs of each frame of (N, B, C, H, W)."""
+        if torch.is_grad_enabled():  # all frames at once: few, large operations
+            parts = (conv(volume.flatten(0, 1)).unflatten(0, volume.shape[:2]).unbind(0) for conv in self.frame)
+            yield from zip(*parts, strict=True)
+        else:  # frame by frame: in the cache, and nothing to keep
+            for frame in volume:
+                yield [conv(frame) for conv in self.frame]
+
     def forward(self, x: Sequence[Tensor], h: Tensor) -> Tensor:
         """One step: x is a frame after each of `self.frame`, h the state, all (B, C, H, W)."""
-        reset = torch.sigmoid(x[0] + self.state[0](h))
-        update = torch.sigmoid(x[1] + self.state[1](h))
-        candidate = torch.tanh(x[2] + self.state[2](reset * h))
+        reset = self.state[0](h).add_(x[0]).sigmoid_()  # in place: nothing is lost that the gradient needs
+        update = self.state[1](h).add_(x[1]).sigmoid_()
+        candidate = self.state[2](reset * h).add_(x[2]).tanh_()
         return torch.lerp(h, candidate, update)
 
 
@@ -136,22 +159,17 @@ class BiConvGRU(nn.Module):
         self.back = ConvGRUCell(c_in, hidden)
 
     def forward(self, volume: Tensor) -> Tensor:
-        ahead = self.sweep(self.ahead, volume)
-        back = self.sweep(self.back, volume, reverse=True)
-        logits = [(a + b).amax(1) for a, b in zip(ahead, back, strict=True)]
-        return torch.stack(logits, dim=1)  # (B, N, H, W)
+        ahead = list(self.sweep(self.ahead, volume))
+        back = self.sweep(self.back, volume.flip(0))
+        logits = [(ahead.pop() + h).amax(1) for h in back]
+        return torch.stack(logits[::-1], dim=1)  # (B, N, H, W)
 
-    def sweep(self, cell: ConvGRUCell, volume: Tensor, reverse: bool = False) -> list[Tensor]:
-        """Return the state after each frame, from a zero state, in the order of the frames."""
-        n, b = volume.shape[:2]
-        frames = list(zip(*(conv(volume.flatten(0, 1)).unflatten(0, (n, b)).unbind(0) for conv in cell.frame),
-                          strict=True))
-        h = torch.zeros_like(frames[0][0])
-        states = []
-        for x in reversed(frames) if reverse else frames:
-            h = cell(x, h)
-            states.append(h)
-        return states[::-1] if reverse else states
+    def sweep(self, cell: ConvGRUCell, volume: Tensor) -> Iterator[Tensor]:
+        """Yield the state after each frame of volume (N, B, C, H, W), from a zero state."""
+        h = None
+        for x in cell.frame_parts(volume):
+            h = cell(x, torch.zeros_like(x[0]) if h is None else h)
+            yield h
 
 
 class FocusMap(NamedTuple):

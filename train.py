@@ -31,6 +31,7 @@ from make_datasets.make_dataset import Recipe
 from model import StackMFFV2, count_parameters, model_checkpoint
 from utils import (
     CsvLog,
+    HelpFormatter,
     UserError,
     colorize,
     command,
@@ -56,18 +57,18 @@ def boolean(text: str) -> bool:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.formatter_class = type("Help", (argparse.ArgumentDefaultsHelpFormatter,
-                                           argparse.RawDescriptionHelpFormatter), {})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     for part in ("train", "val"):
         group = parser.add_argument_group(f"{part} sets on disk, up to {MAX_SETS}")
         for k in range(1, MAX_SETS + 1):
             end = "" if k == 1 else f"_{k}"
             group.add_argument(f"--{part}_stack{end}", metavar="DIR", help="stacks: DIR/SCENE/1.png ..")
-            group.add_argument(f"--{part}_depth_continuous{end}", metavar="DIR", help="depth maps DIR/SCENE.png, near = 0")
+            group.add_argument(f"--{part}_depth_continuous{end}", metavar="DIR",
+                               help="depth maps DIR/SCENE.png, near = 0")
             group.add_argument(f"--use_{part}_dataset_{k}", type=boolean, nargs="?", const=True, default=True,
                                metavar="true|false", help="false leaves the set out")
-        group.add_argument(f"--subset_fraction_{part}", type=float, default=1.0, help="share of the scenes used, seeded")
+        group.add_argument(f"--subset_fraction_{part}", type=float, default=1.0,
+                           help="share of the scenes used, seeded")
     for part in ("train", "val"):
         group = parser.add_argument_group(f"{part} stacks synthesised on the fly")
         group.add_argument(f"--{part}_aif", metavar="DIR", help="all-in-focus pictures")

@@ -5,6 +5,7 @@ Images are NumPy arrays `(H, W)` or `(H, W, 3)` in RGB order, uint8 or uint16, e
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import ctypes
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,10 @@ Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no
 
 class UserError(Exception):
     """What went wrong in one line: the file, the reason, the remedy."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with every default, and the description as it is written."""
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -246,13 +251,13 @@ def luma(image: np.ndarray) -> np.ndarray:
     return cv2.transform(image.astype(np.float32), np.float32([[0.299, 0.587, 0.114]]) * scale)
 
 
-def pick_pixels(frames: Sequence[np.ndarray] | np.ndarray, index: np.ndarray) -> np.ndarray:
+def pick_pixels(frames: Iterable[np.ndarray], index: np.ndarray) -> np.ndarray:
     """Return the picture whose pixel is that of frame round(index) (Eq. 8): frames N x (H, W[, 3]), index (H, W)."""
     nearest = np.rint(index).astype(np.intp)
-    picture = np.empty_like(frames[0])
+    picture = None
     for k, frame in enumerate(frames):
-        chosen = nearest == k
-        picture[chosen] = frame[chosen]
+        picture = np.empty_like(frame) if picture is None else picture
+        np.copyto(picture, frame, where=(nearest == k) if frame.ndim == 2 else (nearest == k)[..., None])
     return picture
 
 
@@ -298,6 +303,20 @@ def pick_device(name: str = "auto"):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}; use --device cpu") from None
     return device
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free for this process, container limits included where known."""
+    free = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return max(min(free, default=4 << 30), 0)
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from make_datasets.sources import check_apart, depth_picture  # noqa: E402
 from utils import (  # noqa: E402
+    HelpFormatter,
     UserError,
     command,
     index_by_stem,
@@ -95,7 +96,7 @@ def estimate(network, tensors: list, sizes: list[tuple[int, int]]) -> list[np.nd
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     group = parser.add_argument_group("files")
     group.add_argument("--input_dir", type=Path, required=True, help="folder of pictures")
     group.add_argument("--output_dir", type=Path, required=True, help="folder for NAME.png, 8-bit grey, near = 0")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import (  # noqa: E402
+    HelpFormatter,
     UserError,
     command,
     index_by_stem,
@@ -25,6 +26,7 @@ from utils import (  # noqa: E402
     random_generator,
     read_depth,
     read_image,
+    to_uint8,
     write_image,
     written_whole,
 )
@@ -231,7 +233,7 @@ def random_recipe(num_frames: int, rng: np.random.Generator) -> Recipe:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
     files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
@@ -313,9 +315,14 @@ def write_scene(output: Path, scene: str, aif_path: Path, depth_path: Path, num_
     frames, _ = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
     write_image(output / "AiF" / f"{scene}.png", image)
     write_image(output / "depth_maps" / f"{scene}.png", read_image(depth_path))
-    with written_whole(output / "image_stacks" / scene) as part:
+    write_frames(output / "image_stacks" / scene, frames)
+
+
+def write_frames(folder: Path, frames: np.ndarray) -> None:
+    """Write frames (N, H, W[, 3]) in 0..1 as folder/1.png .., whole or not at all."""
+    with written_whole(folder) as part:
         for k, frame in enumerate(frames, 1):
-            write_image(part / f"{k}.png", np.rint(frame * 255).astype(np.uint8))
+            write_image(part / f"{k}.png", to_uint8(frame))
 
 
 if __name__ == "__main__":

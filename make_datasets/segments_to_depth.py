@@ -14,7 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import command, index_by_stem, open_output, random_generator, read_image, to_uint8, write_image  # noqa: E402
+from utils import (  # noqa: E402
+    HelpFormatter,
+    command,
+    index_by_stem,
+    open_output,
+    random_generator,
+    read_image,
+    to_uint8,
+    write_image,
+)
 
 
 def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,
@@ -60,7 +69,7 @@ def stretch(depth: np.ndarray) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--segments_dir", required=True, help="label maps, 8- or 16-bit PNG, one value per segment")
     parser.add_argument("--output_dir", required=True, help="depth maps go here, 8-bit PNG of the same names, near = 0")
     parser.add_argument("--tilt", type=float, default=0.3, help="largest tilt of a segment, share of the depth range")

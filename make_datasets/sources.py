@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import UserError, natural_key, open_output, read_image, write_image, written_whole  # noqa: E402
+from utils import HelpFormatter, UserError, natural_key, open_output, read_image, write_image, written_whole  # noqa: E402
 
 Name = PurePosixPath  # a file's place inside its source
 Choose = Callable[[list[Name]], list[Name]]
@@ -58,7 +58,7 @@ def source_parser(text: str, source: str, splits: Collection[str] = (), *, unifo
     uniform pictures and writes true depth.
     """
     parser = argparse.ArgumentParser(description=text.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     if source:
         group = parser.add_argument_group("input")
         group.add_argument("--input", type=Path, required=True, help=f"{source} as folder, .zip, .tar or .tar.gz")

@@ -1,0 +1,365 @@
+"""Focal stack in, all-in-focus picture out: the one place where images meet the network.
+
+Three passes, none of which holds all frames: score every frame alone and keep its small feature map; compare the
+frames tile by tile; copy every output pixel from its frame. What must be kept goes to a temporary file when it
+exceeds the memory budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model import (
+    StackMFFV2,
+    load_model,
+    pad_to_stride,
+    regress_focus,
+    stretch_index,
+    upsample_logits,
+    upsample_window,
+)
+from utils import (
+    UserError,
+    available_memory,
+    check_alike,
+    colorize,
+    list_images,
+    luma,
+    pick_device,
+    pick_pixels,
+    read_image,
+    to_uint8,
+    write_image,
+    written_whole,
+)
+
+GIB = 1 << 30
+HALO = 24  # pixels of the recurrent stage around a tile: a step reaches 2, but what is 24 away no longer matters
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    speed: str = "full"  # fast: the frames are compared at half resolution
+    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by P
+    precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
+    max_memory: float | None = None  # GiB for everything; None: half of what is free
+    tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend"), "precision": ("full", "reduced")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
+
+
+class Fusion(NamedTuple):
+    fused: np.ndarray  # (H, W) or (H, W, 3), the frames' own type
+    index: np.ndarray  # (H, W) float32 focus index in frames, 0..N-1
+    confidence: np.ndarray  # (H, W) float32 0..1
+
+
+def fuse_stack(frames: Sequence[str | Path | np.ndarray], model: StackMFFV2,
+               settings: FusionSettings = FusionSettings()) -> Fusion:  # noqa: B008 (frozen)
+    """Fuse a focal stack given as files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
+
+    Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
+    """
+    source = FrameSource(frames, settings.progress)
+    with torch.inference_mode(), closing(score_frames(source, model, settings)) as features:
+        with closing(compare_frames(features, source, model, settings)) as focus:
+            fused = sample_frames(source, focus)
+            return Fusion(fused, focus.index, focus.confidence)
+
+
+class FrameSource:
+    """Frames of one size and type, read one ahead of their use."""
+
+    def __init__(self, frames: Sequence[str | Path | np.ndarray], progress: bool = False) -> None:
+        if not len(frames):
+            raise UserError("no frames to fuse")
+        self.frames = [f if isinstance(f, np.ndarray) else Path(f) for f in frames]
+        self.progress = progress
+        self.first = self.load(0)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.first.shape[:2]
+
+    def name(self, k: int) -> Path:
+        return self.frames[k] if isinstance(self.frames[k], Path) else Path(f"frame {k}")
+
+    def load(self, k: int) -> np.ndarray:
+        return read_image(self.frames[k]) if isinstance(self.frames[k], Path) else self.frames[k]
+
+    def read_all(self, task: str) -> Iterator[np.ndarray]:
+        """Yield every frame in order, checked against the first."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.load, 0)
+            for k in tqdm(range(len(self)), desc=task, unit="frame", leave=False, disable=not self.progress):
+                frame = ahead.result()
+                if k + 1 < len(self):
+                    ahead = pool.submit(self.load, k + 1)
+                check_alike(self.name(k), frame, self.name(0), self.first)
+                yield frame
+
+
+# --------------------------------------------------------------------------- what is kept between the passes
+
+
+class Kept:
+    """A tensor in memory, or in a temporary file that vanishes with the process."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, in_file: bool) -> None:
+        self.map = None
+        if not in_file:
+            self.tensor = torch.empty(*shape, dtype=dtype)
+            return
+        size = math.prod(shape) * dtype.itemsize
+        self.file = tempfile.TemporaryFile(prefix="stackmff_")
+        free = os.statvfs(self.file.fileno())
+        if size > free.f_bavail * free.f_frsize:
+            raise UserError(f"{tempfile.gettempdir()}: {size / GIB:.0f} GiB needed for temporary files; "
+                            "set TMPDIR to a larger disk, or raise --max_memory")
+        self.file.truncate(size)
+        numpy_type = np.float16 if dtype == torch.float16 else np.uint8 if dtype == torch.uint8 else np.float32
+        self.map = np.memmap(self.file, dtype=numpy_type, mode="r+", shape=tuple(shape))
+        self.tensor = torch.from_numpy(self.map)
+
+    def release_pages(self) -> None:
+        """Give the pages of the file back to the system: they count as this process's memory until then."""
+        if self.map is not None and hasattr(self.map._mmap, "madvise"):
+            import mmap
+            self.map._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        if self.map is not None:
+            self.file.close()
+        self.tensor = self.map = None
+
+
+@dataclass
+class FocusMaps:
+    """The comparison's result: index and confidence (H, W) float32, and P as uint8 (N, H, W) where frames blend."""
+
+    index: np.ndarray
+    confidence: np.ndarray
+    probabilities: Kept | None
+
+    def close(self) -> None:
+        if self.probabilities:
+            self.probabilities.close()
+
+
+class Budget(NamedTuple):
+    """How a stack is fitted into the memory: which parts go to files, and the tile of the recurrent stage."""
+
+    features_in_file: bool
+    probabilities_in_file: bool
+    tile: int
+
+
+def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings) -> Budget:
+    """Fit the passes into `settings.max_memory`. Sizes follow from the tensors' shapes; see benchmarks/speed.py."""
+    limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
+    half = settings.precision == "reduced"
+    pixels = height * width
+    fixed = 0.45 * GIB + pixels * (8 + 3 * 4 + 24)  # torch, the two maps, frames being read, the picture
+    scoring = pixels * 4 * 30  # the first stage of one whole frame
+    features = num_frames * pixels * 2 * (2 if half else 4)  # 8 channels at half resolution
+    blend = num_frames * pixels if settings.sampling == "blend" else 0
+    room = limit - fixed
+    features_in_file = features + scoring > room
+    room -= 0 if features_in_file else features
+    probabilities_in_file = blend + scoring / 2 > room
+    room -= 0 if probabilities_in_file else blend
+    if settings.tile:
+        return Budget(features_in_file, probabilities_in_file, settings.tile)
+    bytes_per_pixel = num_frames * (16 + 8 + 3) * (2 if half else 4) + 16 * 4 * 10
+    side = math.isqrt(int(max(room, 0.1 * GIB) / bytes_per_pixel)) - 2 * HALO
+    step = 2 if settings.speed == "fast" else 1  # there a tile's side counts twice
+    return Budget(features_in_file, probabilities_in_file, min(max(64, side * step // 32 * 32), 512 * step))
+
+
+# --------------------------------------------------------------------------- the passes
+
+
+def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Kept:
+    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, 8), padded size."""
+    device = next(model.parameters()).device
+    budget = plan_memory(len(source), *source.size, settings)
+    height, width = (math.ceil(side / 32) * 16 for side in source.size)
+    dtype = torch.float16 if settings.precision == "reduced" else torch.float32
+    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file)
+    try:
+        for k, frame in enumerate(source.read_all("scoring")):
+            grey = pad_to_stride(torch.from_numpy(luma(frame)).to(device))[None, None]
+            features = model.intra(grey.contiguous(memory_format=torch.channels_last))
+            kept.tensor[k] = features[0].permute(1, 2, 0)
+            kept.release_pages()
+    except BaseException:
+        kept.close()
+        raise
+    return kept
+
+
+def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
+    """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
+    n, (height, width) = len(source), source.size
+    device = next(model.parameters()).device
+    reduced = settings.precision == "reduced"
+    inter = copy.deepcopy(model.inter).to(torch.bfloat16) if reduced else model.inter
+    step = 2 if settings.speed == "fast" else 1  # picture pixels per pixel of the recurrent stage
+    budget = plan_memory(n, height, width, settings)
+    maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
+    if settings.sampling == "blend":
+        maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
+
+    tile = max(step, budget.tile // step * step)
+    tiles = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
+    try:
+        for top, left in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            rows, columns = with_halo(top, bottom, height, step), with_halo(left, right, width, step)
+            volume = volume_window(features.tensor, rows, columns, step).to(device)
+            logits = inter(volume.to(torch.bfloat16) if reduced else volume).float()
+            if step == 2:
+                logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
+            here = (slice(top - step * rows.start, bottom - step * rows.start),
+                    slice(left - step * columns.start, right - step * columns.start))
+            focus = regress_focus(logits[(..., *here)], model.temperature)
+            there = (slice(top, bottom), slice(left, right))
+            maps.index[there] = focus.index[0].cpu().numpy()
+            maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.probabilities:
+                p = (focus.probabilities[0] * 255).round().to(torch.uint8)
+                maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
+                maps.probabilities.release_pages()
+            features.release_pages()
+    except BaseException:
+        maps.close()
+        raise
+    if model.config.readout == "stretch":
+        maps.index = stretch_index(torch.from_numpy(maps.index)[None], n)[0].numpy()
+    return maps
+
+
+def with_halo(start: int, stop: int, side: int, step: int) -> range:
+    """Return the pixels of the recurrent stage for a tile's picture pixels start..stop of `side`."""
+    return range(max(0, start // step - HALO), min(math.ceil(side / step), math.ceil(stop / step) + HALO))
+
+
+def volume_window(features: Tensor, rows: range, columns: range, step: int) -> Tensor:
+    """Return the focus volume (N, 1, 8, h, w) of a window of the recurrent stage from features (N, H/2, W/2, 8)."""
+    volume = torch.empty(len(features), len(rows), len(columns), 8).permute(0, 3, 1, 2)  # channels last
+    for frame, out in zip(features.permute(0, 3, 1, 2), volume, strict=True):
+        if step == 2:
+            out.copy_(frame[:, rows.start : rows.stop, columns.start : columns.stop])
+        else:
+            out.copy_(upsample_window(frame, rows, columns))
+    return volume.sigmoid_()[:, None]
+
+
+def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
+    """Pass 3: every output pixel from its frame, or the frames mixed by P."""
+    if focus.probabilities is None:
+        return pick_pixels(source.read_all("sampling"), focus.index)
+    return blend_pixels(source.read_all("sampling"), focus.probabilities)
+
+
+def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:
+    """Mix the frames by P, uint8 (N, H, W), renormalised; rounded to the frames' type."""
+    light = cover = None
+    for frame, p in zip(frames, probabilities.tensor, strict=True):
+        share = p.numpy().astype(np.float32)
+        weight = share if frame.ndim == 2 else share[..., None]
+        light = weight * frame if light is None else light + weight * frame
+        cover = share if cover is None else cover + share
+        probabilities.release_pages()
+    return np.rint(light / (cover if light.ndim == 2 else cover[..., None])).astype(frame.dtype)
+
+
+# --------------------------------------------------------------------------- for the predictors
+
+
+def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every predictor has."""
+    group = parser.add_argument_group("fusion")
+    group.add_argument("--model_path", default=str(Path(__file__).with_name("model.pth")), help="weights")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
+    group.add_argument("--speed", choices=("full", "fast"), default=FusionSettings.speed,
+                       help="fast compares the frames at half resolution")
+    group.add_argument("--sampling", choices=("nearest", "blend"), default=FusionSettings.sampling,
+                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
+    group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
+                       help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
+    group.add_argument("--max_memory", type=float, metavar="GB", help="memory budget; default: half of what is free")
+    group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
+
+
+def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSettings:
+    if args.max_memory is not None and args.max_memory <= 0 or args.tile is not None and args.tile < 1:
+        raise UserError("--max_memory and --tile: a number above 0")
+    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, progress)
+
+
+def open_model(args: argparse.Namespace) -> StackMFFV2:
+    """Load the weights that the flags name. Raises UserError if there are none."""
+    device = pick_device(args.device)
+    try:
+        return load_model(args.model_path, device).to(memory_format=torch.channels_last)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
+
+
+def fuse_folder(folder: str | Path, model: StackMFFV2, args: argparse.Namespace,
+                progress: bool = False) -> dict[str, np.ndarray]:
+    """Fuse a folder of frames. Returns the result files' content by name: pictures, and `focus_index.npy`.
+
+    The focus index counts the frames in the order of their names from 0; depth is 0 at the first frame of the sweep
+    and 1 at the last, with --reverse the other way round.
+    """
+    paths, others = list_images(folder)
+    if others:
+        tqdm.write(f"{folder}: ignored {', '.join(path.name for path in others)} (no picture)", file=sys.stderr)
+    result = fuse_stack(paths[::-1] if args.reverse else paths, model, settings_from(args, progress))
+    last = len(paths) - 1
+    index = last - result.index if args.reverse else result.index
+    depth = result.index / max(last, 1)
+    return {
+        "fused.png": result.fused,
+        "focus_index.png": np.rint(index).astype(np.uint8 if last < 256 else np.uint16),
+        "focus_index.npy": index,
+        "depth.png": np.rint(depth * 65535).astype(np.uint16),
+        "depth_color.png": colorize(depth),
+        "confidence.png": to_uint8(result.confidence),
+    }
+
+
+def write_result(path: Path, content: np.ndarray) -> None:
+    """Write one of `fuse_folder`'s files, whole or not at all."""
+    if path.suffix == ".npy":
+        with written_whole(path) as part:
+            np.save(part, content)
+    else:
+        write_image(path, content)

@@ -1,0 +1,117 @@
+"""Make the demo data from pictures that scikit-image ships: nothing is downloaded.
+
+    python make_datasets/make_demo.py                      # assets/motorcycle: the stack of the quick start
+    python make_datasets/make_demo.py --sets_dir data      # and small train, val and test sets for every command
+
+The stack is Middlebury 2014 Motorcycle with its true disparity; the small sets have depth made from segments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+from skimage.segmentation import slic
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from make_datasets.make_dataset import synthesize, write_frames  # noqa: E402
+from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
+from utils import HelpFormatter, command, open_output, random_generator, to_uint8, write_image  # noqa: E402
+
+PICTURES = {  # names in skimage.data
+    "train": ("camera", "astronaut", "rocket", "immunohistochemistry", "coins", "brick", "hubble_deep_field", "page"),
+    "val": ("chelsea", "gravel"),
+    "test": ("coffee", "grass"),
+}
+
+
+def load_motorcycle(scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Motorcycle scene: picture uint8 (500, 741, 3) times `scale` and depth float32 in 0 (near) .. 1.
+
+    Depth falls linearly with disparity. Where the disparity is unknown, it is that of the nearest known pixel.
+    """
+    image, _, disparity = skimage.data.stereo_motorcycle()
+    unknown = ~np.isfinite(disparity)
+    _, labels = cv2.distanceTransformWithLabels(unknown.astype(np.uint8), cv2.DIST_L2, 5,
+                                                labelType=cv2.DIST_LABEL_PIXEL)
+    known = np.zeros(labels.max() + 1, np.float32)
+    known[labels[~unknown]] = disparity[~unknown]
+    depth = stretch(-known[labels])
+    size = [round(side * scale) for side in image.shape[1::-1]]
+    return (cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+            cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST))
+
+
+def load_picture(name: str, rng: np.random.Generator, side: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture of scikit-image, uint8 (side, side[, 3]), and a depth made from its superpixels, float32."""
+    image = getattr(skimage.data, name)()
+    scale = side / min(image.shape[:2])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:side, :side]
+    segments = slic(image, n_segments=12, compactness=20, channel_axis=2 if image.ndim == 3 else None)
+    return image, planes_from_segments(segments, rng)
+
+
+def write_demo_scene(root: Path, folders: tuple[str, str, str], scene: str, image: np.ndarray, depth: np.ndarray,
+                     num_frames: int) -> None:
+    """Write root/FOLDER of stacks, depth maps and all-in-focus pictures for one scene, the stack last."""
+    stacks, depths, pictures = folders
+    if (root / stacks / scene).is_dir():
+        return
+    coded = to_uint8(depth)
+    frames, _ = synthesize(image.astype(np.float32) / 255, coded.astype(np.float32) / 255, num_frames)
+    write_image(root / depths / f"{scene}.png", coded)
+    write_image(root / pictures / f"{scene}.png", image)
+    write_frames(root / stacks / scene, frames)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--assets_dir", default=str(Path(__file__).resolve().parents[1] / "assets"),
+                        help="gets motorcycle/1.png ..; an existing one is kept")
+    parser.add_argument("--num_frames", type=int, default=12, help="frames of the motorcycle stack")
+    parser.add_argument("--scale", type=float, default=0.6, help="of the motorcycle pictures")
+    parser.add_argument("--sets_dir", help="also make SETS_DIR/{train,val}/{AiF,depth,image_stacks,depth_maps} and "
+                                           "SETS_DIR/test/{Demo,Motorcycle}/{dof_stack,AiF,depth}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    stack = Path(args.assets_dir) / "motorcycle"
+    image, depth = load_motorcycle(args.scale)
+    if args.overwrite or not stack.is_dir():
+        write_frames(stack, synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0])
+    print(f"{stack}: {len(list(stack.iterdir()))} frames")
+    if args.sets_dir:
+        make_sets(args, image, depth)
+    return 0
+
+
+def make_sets(args: argparse.Namespace, motorcycle: np.ndarray, motorcycle_depth: np.ndarray) -> None:
+    root = open_output(args.sets_dir, {"seed": args.seed, "scale": args.scale, "num_frames": args.num_frames},
+                       args.overwrite)
+    training, testing = ("image_stacks", "depth_maps", "AiF"), ("dof_stack", "depth", "AiF")
+    names = [(part, name) for part, members in PICTURES.items() for name in members]
+    for number, (part, name) in enumerate(tqdm(names, unit="scene")):
+        rng = random_generator(args.seed, number)
+        image, depth = load_picture(name, rng)
+        num_frames = int(rng.choice((8, 12)))
+        if part == "test":
+            write_demo_scene(root / "test" / "Demo", testing, name, image, depth, num_frames)
+        else:
+            write_demo_scene(root / part, training, name, image, depth, num_frames)
+    write_demo_scene(root / "test" / "Motorcycle", testing, "motorcycle", motorcycle, motorcycle_depth,
+                     args.num_frames)
+    print(f"{root}: {len(names) + 1} scenes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
