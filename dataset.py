@@ -125,7 +125,7 @@ class SyntheticStacks(Dataset):
             image, other = rescale(image, other, self.size, rng)
         image, other = crop_and_flip(np.stack((image, other.astype(np.float32))), self.size,
                                      rng if self.augment else None)
-        if self.augment and rng.random() < 0.2:  # low contrast
+        if self.augment and rng.random() < 0.1:  # low contrast
             image = image.mean() + (image - image.mean()) * rng.uniform(0.1, 0.8)
         depth = self.draw_depth(other, rng) if self.from_segments else other
         recipe = self.recipe or random_recipe(key.num_frames, rng)

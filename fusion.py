@@ -159,7 +159,7 @@ class Kept:
 
 @dataclass
 class FocusMaps:
-    """The comparison's result: index and confidence (H, W) float32, and P as uint8 (N, H, W) where frames blend."""
+    """What comparing gives: index and confidence (H, W) float32; where frames blend, P / max P as uint8 (N, H, W)."""
 
     index: np.ndarray
     confidence: np.ndarray
@@ -225,9 +225,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
 def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
     n, (height, width) = len(source), source.size
-    device = next(model.parameters()).device
-    reduced = settings.precision == "reduced"
-    inter = copy.deepcopy(model.inter).to(torch.bfloat16) if reduced else model.inter
+    inter = copy.deepcopy(model.inter).to(torch.bfloat16) if settings.precision == "reduced" else model.inter
     step = 2 if settings.speed == "fast" else 1  # picture pixels per pixel of the recurrent stage
     budget = plan_memory(n, height, width, settings)
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
@@ -240,8 +238,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
         for top, left in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
             bottom, right = min(top + tile, height), min(left + tile, width)
             rows, columns = with_halo(top, bottom, height, step), with_halo(left, right, width, step)
-            volume = volume_window(features.tensor, rows, columns, step).to(device)
-            logits = inter(volume.to(torch.bfloat16) if reduced else volume).float()
+            logits = inter(VolumeWindow(features.tensor, rows, columns, step, next(inter.parameters()))).float()
             if step == 2:
                 logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
             here = (slice(top - step * rows.start, bottom - step * rows.start),
@@ -251,7 +248,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
             maps.index[there] = focus.index[0].cpu().numpy()
             maps.confidence[there] = focus.confidence[0].cpu().numpy()
             if maps.probabilities:
-                p = (focus.probabilities[0] * 255).round().to(torch.uint8)
+                p = focus.probabilities[0]
+                p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
                 maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
                 maps.probabilities.release_pages()
             features.release_pages()
@@ -268,15 +266,23 @@ def with_halo(start: int, stop: int, side: int, step: int) -> range:
     return range(max(0, start // step - HALO), min(math.ceil(side / step), math.ceil(stop / step) + HALO))
 
 
-def volume_window(features: Tensor, rows: range, columns: range, step: int) -> Tensor:
-    """Return the focus volume (N, 1, 8, h, w) of a window of the recurrent stage from features (N, H/2, W/2, 8)."""
-    volume = torch.empty(len(features), len(rows), len(columns), 8).permute(0, 3, 1, 2)  # channels last
-    for frame, out in zip(features.permute(0, 3, 1, 2), volume, strict=True):
-        if step == 2:
-            out.copy_(frame[:, rows.start : rows.stop, columns.start : columns.stop])
+class VolumeWindow(Sequence):
+    """The focus volume in a window of the recurrent stage: N frames (1, 8, h, w), made when they are asked for."""
+
+    def __init__(self, features: Tensor, rows: range, columns: range, step: int, like: Tensor) -> None:
+        self.features, self.rows, self.columns, self.step = features, rows, columns, step
+        self.like = like  # its device and type are the volume's
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, k: int) -> Tensor:
+        frame = self.features[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        if self.step == 2:
+            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop].float()
         else:
-            out.copy_(upsample_window(frame, rows, columns))
-    return volume.sigmoid_()[:, None]
+            frame = upsample_window(frame, self.rows, self.columns).float()
+        return torch.sigmoid(frame.to(self.like)).contiguous(memory_format=torch.channels_last)
 
 
 def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
@@ -287,7 +293,7 @@ def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:
-    """Mix the frames by P, uint8 (N, H, W), renormalised; rounded to the frames' type."""
+    """Mix the frames by P, uint8 (N, H, W) of any scale; rounded to the frames' type."""
     light = cover = None
     for frame, p in zip(frames, probabilities.tensor, strict=True):
         share = p.numpy().astype(np.float32)

@@ -6,6 +6,7 @@ Letters: B batch, N frames, C channels, H height, W width.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,13 +134,14 @@ class ConvGRUCell(nn.Module):
         self.frame = nn.ModuleList(nn.Conv2d(c_in, hidden, 3, padding=1) for _ in range(3))
         self.state = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1, bias=False) for _ in range(3))
 
-    def frame_parts(self, volume: Tensor) -> Iterator[Sequence[Tensor]]:
-        """Yield what `forward` needs of each frame of (N, B, C, H, W)."""
+    def frame_parts(self, volume: Tensor | Sequence[Tensor], backward: bool) -> Iterator[Sequence[Tensor]]:
+        """Yield what `forward` needs of each frame of (N, B, C, H, W), from the first or from the last."""
         if torch.is_grad_enabled():  # all frames at once: few, large operations
-            parts = (conv(volume.flatten(0, 1)).unflatten(0, volume.shape[:2]).unbind(0) for conv in self.frame)
-            yield from zip(*parts, strict=True)
+            parts = [conv(volume.flatten(0, 1)).unflatten(0, volume.shape[:2]).unbind(0) for conv in self.frame]
+            frames = list(zip(*parts, strict=True))
+            yield from reversed(frames) if backward else frames
         else:  # frame by frame: in the cache, and nothing to keep
-            for frame in volume:
+            for frame in reversed(volume) if backward else volume:
                 yield [conv(frame) for conv in self.frame]
 
     def forward(self, x: Sequence[Tensor], h: Tensor) -> Tensor:
@@ -158,16 +160,17 @@ class BiConvGRU(nn.Module):
         self.ahead = ConvGRUCell(c_in, hidden)
         self.back = ConvGRUCell(c_in, hidden)
 
-    def forward(self, volume: Tensor) -> Tensor:
+    def forward(self, volume: Tensor | Sequence[Tensor]) -> Tensor:
+        """Without gradients `volume` may be any sequence of frames (B, 8, H, W), read once in each direction."""
         ahead = list(self.sweep(self.ahead, volume))
-        back = self.sweep(self.back, volume.flip(0))
+        back = self.sweep(self.back, volume, backward=True)
         logits = [(ahead.pop() + h).amax(1) for h in back]
         return torch.stack(logits[::-1], dim=1)  # (B, N, H, W)
 
-    def sweep(self, cell: ConvGRUCell, volume: Tensor) -> Iterator[Tensor]:
-        """Yield the state after each frame of volume (N, B, C, H, W), from a zero state."""
+    def sweep(self, cell: ConvGRUCell, volume: Tensor | Sequence[Tensor], backward: bool = False) -> Iterator[Tensor]:
+        """Yield the state after each frame, from a zero state."""
         h = None
-        for x in cell.frame_parts(volume):
+        for x in cell.frame_parts(volume, backward):
             h = cell(x, torch.zeros_like(x[0]) if h is None else h)
             yield h
 
@@ -294,7 +297,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> StackMFF
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights; give --model_path, or train with train.py")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a foreign file: the error says it
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, of many lines
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable checkpoint ({reason[:80]}); give a StackMFF-V2 .pth file") from None

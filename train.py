@@ -88,6 +88,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--training_image_size", type=int, default=384, help="side of the square crops, pixels")
     group.add_argument("--val_image_size", type=int, help="the same for validation; default: as in training")
     group.add_argument("--ce_weight", type=float, default=0.0, help="weight of the cross-entropy of P, 0: Eq. 9 alone")
+    group.add_argument("--fusion_weight", type=float, default=0.0,
+                       help="weight of the fused picture's error in dB, 0: not used")
     group.add_argument("--fast_share", type=float, default=0.0,
                        help="share of the steps that compare frames at half resolution, a quarter of the work")
     group.add_argument("--ema", type=float, default=0.0, help="decay per step of the averaged weights; 0: no average")
@@ -172,7 +174,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.epoch = self.step = 0  # step: of this epoch
         self.best = float("inf")
-        self.totals = dict.fromkeys(("loss", "mse", "ce"), 0.0)
+        self.totals = dict.fromkeys(("loss", "mse", "ce", "fusion"), 0.0)
 
     @property
     def averaged(self) -> StackMFFV2:
@@ -219,11 +221,13 @@ def train_one_epoch(run: Run, model: torch.nn.Module, loader: DataLoader, sample
     bar = tqdm(loader, desc=f"epoch {run.epoch + 1}", total=len(sampler), initial=run.step, leave=False,
                disable=not is_main() or None)
     for batch in bar:
-        stack, target, weight = (batch[name].to(device, non_blocking=True) for name in ("stack", "target", "weight"))
+        batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+        stack = batch["stack"]
         with torch.autocast(device.type, run.half, enabled=run.half is not None):
             focus = model(stack, fast=bool(fast_steps[run.step]))
-        loss, metrics = focus_loss(focus.index, focus.probabilities, target, ce_weight=args.ce_weight,
-                                   sample_weight=weight)
+        loss, metrics = focus_loss(focus.index, focus.probabilities, batch["target"], ce_weight=args.ce_weight,
+                                   fusion_weight=args.fusion_weight, stack=stack, aif=batch["aif"],
+                                   sample_weight=batch["weight"])
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no attack
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # read_image says what is wrong, in one line
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UserError(Exception):
@@ -57,10 +60,14 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 
 def natural_key(path: str | Path) -> list:
-    """Sort key under which `2.png` comes before `10.png`, also with several numbers in a name."""
-    name = Path(path).name
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower())
-            for part in re.split(r"(\d+)", name) if part] + [(2, 0, name)]
+    """Sort key: `2.png` before `10.png`, also with several numbers in a name, and `a.png` before `a1.png`."""
+    path = Path(path)
+
+    def parts(text: str) -> list:
+        return [(1, int(part), "") if part.isdecimal() else (2, 0, part.lower())
+                for part in re.split(r"(\d+)", text) if part] + [(0, 0, "")]
+
+    return [*parts(path.stem), *parts(path.suffix), (0, 0, path.name)]
 
 
 def list_images(directory: str | Path) -> tuple[list[Path], list[Path]]:
@@ -133,7 +140,11 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     if directory.is_dir() and any(directory.iterdir()):
         if not manifest.is_file():
             raise UserError(f"{directory}: not empty and not made by this program; give another output directory")
-        if json.loads(manifest.read_text()) != settings:
+        try:
+            made_with = json.loads(manifest.read_text())
+        except ValueError:
+            made_with = None  # damaged
+        if made_with != settings:
             raise UserError(f"{directory}: made with other settings (made_with.json); add --overwrite to replace it")
     directory.mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
@@ -171,6 +182,8 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             if _bits_per_sample(picture) > 8:
+                if picture.format == "TIFF" and picture.tag_v2.get(284) == 2:  # OpenCV mixes the planes up
+                    raise UserError(f"{path}: colours in separate planes; save the TIFF with interleaved colours")
                 picture.verify()  # OpenCV fills the missing part of a truncated PNG with black
                 return _read_deep(path)
             picture = ImageOps.exif_transpose(picture)
@@ -236,9 +249,12 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W) or (H, W, 3) RGB, uint8 or uint16, whole or not at all. Raises UserError if it cannot."""
     path = Path(path)
     bgr = image if image.ndim == 2 else image[..., ::-1]
-    encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr))
+    try:
+        encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr))
+    except cv2.error:
+        encoded = False
     if not encoded:
-        raise UserError(f"{path}: cannot be encoded as {path.suffix}")
+        raise UserError(f"{path}: cannot be encoded as {path.suffix or 'a file without suffix'}; use .png")
     with written_whole(path) as part:
         part.write_bytes(data.tobytes())
 

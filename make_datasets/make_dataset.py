@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from make_datasets.sources import check_apart  # noqa: E402
 from utils import (  # noqa: E402
     HelpFormatter,
     UserError,
@@ -104,13 +105,14 @@ def spatial_variation(shape: tuple[int, int], variation: float, rng: np.random.G
 def blur(image: np.ndarray, radius: float, psf: str) -> np.ndarray:
     """Blur with a point spread function of this radius in pixels.
 
-    A Gaussian has a kernel of size 2 * radius + 1 and OpenCV's standard deviation for it, as in Algorithm 1.
+    A Gaussian has a kernel of size 2 * radius + 1. For a whole radius it is OpenCV's own for that size (sigma 0), as
+    in Algorithm 1; between them the standard deviation follows OpenCV's rule.
     """
     if radius < SHARP:
         return image
     reach = int(np.ceil(radius))
     if psf == "gaussian":
-        sigma = 0.3 * radius + 0.5 if radius >= 1 else 0.8 * radius
+        sigma = 0 if radius == reach else 0.3 * radius + 0.5 if radius > 1 else 0.8 * radius
         return cv2.GaussianBlur(image, (2 * reach + 1,) * 2, sigma, borderType=cv2.BORDER_REFLECT_101)
     return cv2.filter2D(image, -1, disc_kernel(radius), borderType=cv2.BORDER_REFLECT_101)
 
@@ -215,14 +217,14 @@ def random_recipe(num_frames: int, rng: np.random.Generator) -> Recipe:
     camera = rng.random() < 0.3
     return Recipe(
         psf="gaussian" if clean or rng.random() < 0.3 else "disc",
-        growth=1.0 if clean and rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(0.4), np.log(2.5)))),
+        growth=1.0 if clean and rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(0.5), np.log(2.5)))),
         variation=0.3 if rng.random() < 0.2 else 0.0,
         continuous=bool(rng.random() < (0.2 if clean else 0.6)),
         occlusion=not clean and bool(rng.random() < 0.8),
         before=before,
         after=after,
         uneven=0.5 if rng.random() < 0.2 else 0.0,
-        noise=0.0 if rng.random() < 0.4 else float(np.exp(rng.uniform(np.log(0.3), np.log(9)))) / 255,
+        noise=0.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(np.log(0.3), np.log(9)))) / 255,
         exposure=float(rng.uniform(0, 0.06)) if camera else 0.0,
         gamma=float(rng.uniform(0, 0.06)) if camera else 0.0,
         jpeg=int(rng.integers(70, 98)) if camera and rng.random() < 0.5 else 0,
@@ -289,6 +291,8 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)} | {"noise": args.noise / 255})
     scenes = match_scenes(args.aif_dir, args.depth_dir)
+    for source in (args.aif_dir, args.depth_dir):
+        check_apart(Path(source), Path(args.output_dir))
     settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
     output = open_output(args.output_dir, settings, args.overwrite)
     made = 0

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from make_datasets.sources import check_apart  # noqa: E402
 from utils import (  # noqa: E402
     HelpFormatter,
     command,
@@ -83,6 +84,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     sources = index_by_stem(args.segments_dir)
+    check_apart(Path(args.segments_dir), Path(args.output_dir))
     settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite")}
     output = open_output(args.output_dir, settings, args.overwrite)
     for number, (scene, path) in enumerate(tqdm(sources.items(), unit="map")):

@@ -22,7 +22,7 @@ from utils import command  # noqa: E402
 SPLITS = {"train": ["training"], "val": ["validation"]}
 
 
-def photos(names: list[Name], split: str) -> list[Name]:
+def ade_photos(names: list[Name], split: str) -> list[Name]:
     """Pick the photos of a split: masks and annotations are PNG, or have another prefix."""
     return in_split([n for n in names if n.suffix.lower() == ".jpg" and n.name.startswith("ADE_")], SPLITS, split)
 
@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     expected = f"ADE_*.jpg below a folder {SPLITS[args.split][0]}"
-    source = Source(args.input, lambda names: photos(names, args.split), expected)
+    source = Source(args.input, lambda names: ade_photos(names, args.split), expected)
     write_photos(args, "make_datasets/ADE/prepare.py", source)
 
 

@@ -21,7 +21,7 @@ from utils import command  # noqa: E402
 SPLITS = {"train": ["DUTS-TR", "DUTS-TR-Image"], "test": ["DUTS-TE", "DUTS-TE-Image"]}
 
 
-def photos(names: list[Name], split: str) -> list[Name]:
+def duts_photos(names: list[Name], split: str) -> list[Name]:
     """Pick the photos of a split; masks are PNG."""
     return in_split([name for name in names if name.suffix.lower() in (".jpg", ".jpeg")], SPLITS, split)
 
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     expected = f"*.jpg in a folder {SPLITS[args.split][1]}"
-    source = Source(args.input, lambda names: photos(names, args.split), expected)
+    source = Source(args.input, lambda names: duts_photos(names, args.split), expected)
     write_photos(args, "make_datasets/DUTS/prepare.py", source)
 
 

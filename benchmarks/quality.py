@@ -1,0 +1,352 @@
+"""Quality on stacks whose truth is known: a fixed set, every method on the same 8-bit colour frames.
+
+    python benchmarks/quality.py --output results/quality                                  # one scene, nothing to get
+    python benchmarks/quality.py --photos photos/images --segments photos/segments --output results/quality
+    python benchmarks/quality.py --output results/quality --peer NAME='program --in {input_dir} --out {output}'
+
+Scenes are Motorcycle (scikit-image) and the photos. Writes quality.csv, a row per stack and method, and quality.md,
+the means. PSNR and SSIM are of luma, data range 255. The same command goes on after an interruption; methods that are
+added and weights that changed are computed, the other rows kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
+from loss import image_quality  # noqa: E402
+from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames  # noqa: E402
+from make_datasets.make_demo import load_motorcycle  # noqa: E402
+from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
+from model import StackMFFV2  # noqa: E402
+from utils import (  # noqa: E402
+    CsvLog,
+    HelpFormatter,
+    UserError,
+    colorize,
+    command,
+    keep_freed_memory,
+    luma,
+    open_output,
+    pick_pixels,
+    random_generator,
+    read_depth,
+    read_image,
+    to_uint8,
+    write_image,
+    written_whole,
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of the table: how its stacks are made, one from every scene."""
+
+    title: str
+    num_frames: tuple[int, ...] = (16,)  # the scenes take turns
+    recipe: Recipe = Recipe()
+    reverse: bool = False
+
+
+GROUPS = {
+    **{f"n{n}": Group(f"Algorithm 1, N = {n}", (n,)) for n in (8, 12, 16, 20, 24)},
+    "lens": Group("disc PSF, occlusion, noise 1/255, N 8-24", (16, 8, 24, 12, 20),
+                  Recipe(psf="disc", continuous=True, occlusion=True, noise=1 / 255)),
+    "middle": Group("scene in the middle half of the sweep", recipe=Recipe(before=4, after=4)),
+    "both_ends": Group("overshoot of 2 frames at each end", recipe=Recipe(before=2, after=2)),
+    "one_end": Group("overshoot of 4 frames at one end", recipe=Recipe(after=4)),
+    **{f"noise{k}": Group(f"noise {k}/255", recipe=Recipe(noise=k / 255)) for k in (1, 2, 4, 8)},
+    **{f"n{n}": Group(f"N = {n}", (n,)) for n in (2, 3, 5, 40)},
+    "reversed": Group("reversed order, N = 16", reverse=True),
+}
+METHODS = {  # columns; between them and the true index come the peers
+    "ours": "ours, full",
+    "ours_fast": "ours, fast",
+    "ours_blend": "ours, full, blend",
+    "published": "published",
+    "sml": "SML arg-max",
+    "truth": "true index",
+}
+
+
+class Scene(NamedTuple):
+    name: str
+    number: int  # its random parts follow from it
+    image: Path | None = None  # None: Motorcycle
+    other: Path | None = None  # segments or depth map
+    from_segments: bool = False
+
+
+class Stack(NamedTuple):
+    frames: np.ndarray  # (N, H, W[, 3]) uint8
+    index: np.ndarray  # (H, W) float32, the true focus index 0..N-1
+    aif: np.ndarray  # (H, W[, 3]) uint8
+
+
+class Method(NamedTuple):
+    title: str
+    run: Callable[[Stack], tuple[np.ndarray, np.ndarray | None]]  # the fused picture and the index, if there is one
+    made_by: str = ""  # weights or command: other ones are other results
+
+
+# --------------------------------------------------------------------------- stacks
+
+
+def list_scenes(photos: str | None, segments: str | None, depth: str | None) -> list[Scene]:
+    """Return Motorcycle and the photos in natural order."""
+    scenes = [Scene("motorcycle", 0)]
+    if photos:
+        for name, pair in match_scenes(photos, segments or depth).items():
+            scenes.append(Scene(name, len(scenes), *pair, bool(segments)))
+    return scenes
+
+
+def load_scene(scene: Scene, max_side: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture (H, W[, 3]) uint8, cut from its centre to max_side, and its depth (H, W) in exactly 0..1."""
+    if scene.image is None:
+        image, other = load_motorcycle()
+    else:
+        image = read_image(scene.image)
+        other = read_image(scene.other) if scene.from_segments else read_depth(scene.other)
+        if image.dtype != np.uint8:
+            raise UserError(f"{scene.image}: {image.dtype} pixels; convert it to 8 bit")
+        if image.shape[:2] != other.shape:
+            raise UserError(f"{scene.other}: shape {other.shape}, its picture has {image.shape[:2]}; make them equal")
+    if max_side:
+        top, left = (max(0, side - max_side) // 2 for side in other.shape)
+        image, other = (a[top : top + max_side, left : left + max_side] for a in (image, other))
+    if scene.from_segments:
+        return image, planes_from_segments(other, random_generator(seed, scene.number))
+    return image, stretch(other)  # the scene fills the planes that its group gives it
+
+
+def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: int = 0) -> Stack:
+    """Make a scene's stack of a group; the same arguments give the same stack."""
+    image, depth = load_scene(scene, max_side, seed)
+    n = group.num_frames[scene.number % len(group.num_frames)]
+    frames, index = synthesize(image.astype(np.float32) / 255, depth, n, group.recipe,
+                               random_generator(seed, scene.number, 1))
+    frames = to_uint8(frames)  # as a file would keep them
+    return Stack(frames[::-1], n - 1 - index, image) if group.reverse else Stack(frames, index, image)
+
+
+# --------------------------------------------------------------------------- methods
+
+
+def sml_index(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Return per pixel the first frame with the largest modified Laplacian |2I-l-r| + |2I-u-d| in a 9x9 box mean.
+
+    frames: N x (H, W[, 3]) uint8; the index is int (H, W), 0..N-1. Nayar & Nakagawa, Shape from Focus, 1994.
+    """
+    best = index = None
+    for k, frame in enumerate(frames):
+        grey, kernel = luma(frame), np.float32([[-1, 2, -1]])
+        laplacian = sum(np.abs(cv2.filter2D(grey, -1, k2, borderType=cv2.BORDER_REPLICATE))
+                        for k2 in (kernel, kernel.T))
+        focus = cv2.blur(laplacian, (9, 9))
+        if best is None:
+            best, index = focus, np.zeros(focus.shape, np.intp)
+        index[focus > best] = k
+        best = np.maximum(best, focus)
+    return index
+
+
+def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
+    """Give the stack as files to another program and return its picture. Raises UserError if there is none."""
+    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
+        places = {"{input_dir}": str(Path(folder, "frames")), "{output}": str(Path(folder, "fused.png"))}
+        write_frames(Path(folder, "frames"), stack.frames / np.float32(255))
+        for name, path in places.items():
+            parts = [part.replace(name, path) for part in parts]
+        try:
+            done = subprocess.run(parts, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise UserError(f"cannot be started ({error})") from None
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+            raise UserError(f"exit code {done.returncode}: {last}")
+        fused = read_image(places["{output}"])
+    if fused.shape[:2] != stack.aif.shape[:2]:
+        (h, w), (height, width) = fused.shape[:2], stack.aif.shape[:2]
+        raise UserError(f"its picture has {w}x{h} pixels, the frames have {width}x{height}")
+    return fused
+
+
+def list_methods(args: argparse.Namespace) -> dict[str, Method]:
+    """Return the columns in order. Loads the weights."""
+
+    def network(model: StackMFFV2, speed: str, sampling: str):
+        settings = FusionSettings(speed, sampling)
+        return lambda stack: fuse_stack(stack.frames, model, settings)[:2]
+
+    def copied(find_index: Callable[[Stack], np.ndarray]):
+        def run(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+            index = find_index(stack)
+            return pick_pixels(stack.frames, index), index
+        return run
+
+    def peer(parts: list[str]):
+        return lambda stack: (run_peer(parts, stack), None)
+
+    model, weights = open_model(args), digest(args.model_path)
+    runs = {"ours": (network(model, "full", "nearest"), weights),
+            "ours_fast": (network(model, "fast", "nearest"), weights),
+            "ours_blend": (network(model, "full", "blend"), weights)}
+    if args.published:
+        published = open_model(argparse.Namespace(model_path=args.published, device=args.device))
+        runs["published"] = network(published, "full", "nearest"), digest(args.published)
+    runs["sml"] = (copied(lambda stack: sml_index(stack.frames)),)
+    runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
+    runs["truth"] = (copied(lambda stack: stack.index),)
+    return {name: Method(METHODS.get(name, name), *run) for name, run in runs.items()}
+
+
+def digest(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def score(stack: Stack, fused: np.ndarray, index: np.ndarray | None) -> dict[str, float | str]:
+    """Return PSNR and SSIM of luma, and the mean error of the index in frames."""
+    mae = "" if index is None else float(np.abs(index - stack.index).mean())
+    return image_quality(luma(fused) * 255, luma(stack.aif) * 255) | {"index_mae": mae}
+
+
+def read_rows(path: Path) -> dict[tuple[str, ...], dict]:
+    """Return the rows of quality.csv by (group, scene, method, made_by)."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {(r["group"], r["scene"], r["method"], r["made_by"]): r for r in csv.DictReader(file)}
+
+
+def make_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], methods: dict[str, Method]) -> str:
+    """Return the mean PSNR and SSIM as a Markdown table. A cell of which a stack is missing stays empty."""
+    lines = [f"| PSNR / SSIM, mean of {len(scenes)} | " + " | ".join(m.title for m in methods.values()) + " |",
+             "|---" * (len(methods) + 1) + "|"]
+    for group in groups:
+        cells = []
+        for name, method in methods.items():
+            found = [rows.get((group, scene.name, name, method.made_by)) for scene in scenes]
+            cells.append("{:.2f} / {:.4f}".format(*(np.mean([float(row[figure]) for row in found])
+                                                    for figure in ("psnr", "ssim"))) if all(found) else "")
+        lines.append(f"| {GROUPS[group].title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_worst(stack: Stack, method: Method) -> np.ndarray:
+    """Return truth | fused | error, dark red from 32 grey levels on | index in false colour, (H, 4W, 3) uint8."""
+    fused, index = method.run(stack)
+    pictures = [p if p.ndim == 3 else np.dstack([p] * 3) for p in (stack.aif, fused)]
+    error = np.abs(luma(fused) - luma(stack.aif)) * (255 / 32)
+    return np.hstack((*pictures, colorize(error), colorize(index / max(len(stack.frames) - 1, 1))))
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--output", required=True, help="folder of quality.csv and quality.md")
+    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    files.add_argument("--worst", action="store_true",
+                       help="also write worst/GROUP.png of ours: truth | fused | error | index")
+    stacks = parser.add_argument_group("stacks")
+    stacks.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
+    stacks.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
+    stacks.add_argument("--depth", help="their depth maps, near = 0")
+    stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP",
+                        help="rows of the table")
+    stacks.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
+    stacks.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
+    stacks.add_argument("--seed", type=int, default=0)
+    methods = parser.add_argument_group("methods")
+    methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
+    methods.add_argument("--peer", type=peer_command, action="append", default=[], metavar="NAME=COMMAND",
+                         help="another program, with {input_dir} (of 1.png ..) and {output} (a .png); repeatable")
+    methods.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    args = parser.parse_args(argv)
+    if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
+        parser.error("--photos needs --segments or --depth, one of the two")
+    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
+        parser.error("--max_scenes and --max_side: a number above 0")
+    names = [*METHODS, *(name for name, _ in args.peer)]
+    if len(set(names)) < len(names):
+        parser.error(f"--peer: every name once, and none of {', '.join(METHODS)}")
+    return args
+
+
+def peer_command(text: str) -> tuple[str, list[str]]:
+    """Split NAME=COMMAND as a shell would, without one."""
+    name, _, line = text.partition("=")
+    try:
+        parts = shlex.split(line)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not name or not all(any(place in part for part in parts) for place in ("{input_dir}", "{output}")):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME='COMMAND {{input_dir}} {{output}}'")
+    return name, parts
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
+    methods = list_methods(args)
+    settings = {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
+    output = open_output(args.output, settings, args.overwrite)
+    rows = read_rows(output / "quality.csv")
+    log = CsvLog(output / "quality.csv", append=True)
+    failures = 0
+    jobs = [(group, scene) for group in GROUPS if group in args.groups for scene in scenes]
+    for group, scene in tqdm(jobs, unit="stack"):
+        missing = {(group, scene.name, name, m.made_by): m for name, m in methods.items()}
+        missing = {key: m for key, m in missing.items() if key not in rows}
+        stack = make_stack(scene, GROUPS[group], args.max_side, args.seed) if missing else None
+        for key, method in missing.items():
+            try:
+                scores = score(stack, *method.run(stack))
+            except UserError as error:
+                tqdm.write(f"error: {method.title}, {group}, {scene.name}: {error}", file=sys.stderr)
+                failures += 1
+                continue
+            rows[key] = dict(zip(("group", "scene", "method", "made_by"), key, strict=True)) | scores
+            log.write(rows[key])
+    groups = list(dict.fromkeys(group for group, _ in jobs))
+    if args.worst:
+        for group in groups:
+            psnr = {scene: float(rows[key]["psnr"]) for scene in scenes
+                    if (key := (group, scene.name, "ours", methods["ours"].made_by)) in rows}
+            if psnr:
+                stack = make_stack(min(psnr, key=psnr.get), GROUPS[group], args.max_side, args.seed)
+                write_image(output / "worst" / f"{group}.png", draw_worst(stack, methods["ours"]))
+    table = make_table(rows, groups, scenes, methods)
+    with written_whole(output / "quality.md") as part:
+        part.write_text(table)
+    print(table, end="")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

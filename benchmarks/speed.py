@@ -1,0 +1,269 @@
+"""Time and memory of our fusion beside a plain implementation of the published forward pass.
+
+    python benchmarks/speed.py --output_dir benchmarks/results
+
+Every measurement is a process of its own; methods take turns (A B C A B C ..) on the same stack and the medians are
+compared. Seconds run from the files to the fused picture, without starting Python. Writes speed.csv, speed.md and
+scaling.png (seconds and memory over frames and over pixels).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fusion import FusionSettings, fuse_stack  # noqa: E402
+from make_datasets.make_demo import load_motorcycle  # noqa: E402
+from model import BiConvGRU, StackMFFV2, load_model, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
+from utils import (  # noqa: E402
+    CsvLog,
+    HelpFormatter,
+    UserError,
+    command,
+    keep_freed_memory,
+    list_images,
+    luma,
+    pick_device,
+    pick_pixels,
+    read_image,
+    write_image,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = {
+    "plain": None,
+    "full": FusionSettings(),
+    "reduced": FusionSettings(precision="reduced"),
+    "fast": FusionSettings(speed="fast"),
+    "fast reduced": FusionSettings(speed="fast", precision="reduced"),
+}
+SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
+PAPER_SIZES = ("16x640x480", "15x960x544", "15x960x540", "20x1024x768", "16x620x460")
+
+
+# --------------------------------------------------------------------------- the reference
+
+
+def plain_forward(model: StackMFFV2, stack: Tensor) -> Tensor:
+    """The published forward pass: the whole stack at once, gates on concatenated inputs, every state kept.
+
+    stack (1, N, H, W) -> focus index (1, H, W). The same kernels as the model's, laid out as the paper's equations.
+    """
+    _, n, h, w = stack.shape
+    frames = pad_to_stride(stack)[0][:, None]
+    volume = torch.sigmoid(upsample(model.intra(frames)))[None]  # (1, N, 8, H, W)
+    ahead, back = plain_kernels(model.inter)
+    states = plain_sweep(volume, *ahead) + plain_sweep(volume.flip(1), *back).flip(1)
+    logits = unpad(states.amax(2), h, w)
+    return regress_focus(logits, model.temperature, model.config.readout).index
+
+
+def plain_kernels(inter: BiConvGRU) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Join the halves of each cell: kernels and biases of the gates and of the candidate on [frame, state]."""
+    joined = []
+    for cell in (inter.ahead, inter.back):
+        kernels = [torch.cat((a.weight, b.weight), dim=1) for a, b in zip(cell.frame, cell.state, strict=True)]
+        joined.append((torch.cat(kernels[:2]), torch.cat([a.bias for a in cell.frame[:2]]), kernels[2],
+                       cell.frame[2].bias))
+    return joined
+
+
+def plain_sweep(volume: Tensor, gates: Tensor, gates_bias: Tensor, candidate: Tensor, candidate_bias: Tensor) -> Tensor:
+    h = volume.new_zeros(1, len(candidate), *volume.shape[-2:])
+    states = []
+    for x in volume.unbind(1):
+        both = torch.sigmoid(torch.conv2d(torch.cat((x, h), dim=1), gates, gates_bias, padding=1))
+        reset, update = both.chunk(2, dim=1)
+        new = torch.tanh(torch.conv2d(torch.cat((x, reset * h), dim=1), candidate, candidate_bias, padding=1))
+        h = (1 - update) * h + update * new
+        states.append(h)
+    return torch.stack(states, dim=1)
+
+
+# --------------------------------------------------------------------------- one measurement
+
+
+def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None) -> dict:
+    """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak resident memory."""
+    device = pick_device(device_name)
+    model = load_model(model_path, device)
+    paths = list_images(stack_dir)[0]
+    settings = METHODS[method]
+    if settings is not None:
+        keep_freed_memory()
+        model = model.to(memory_format=torch.channels_last)
+        settings = FusionSettings(settings.speed, precision=settings.precision, max_memory=max_memory)
+    if device.type == "cuda":
+        for _ in range(2):  # warm-up
+            run_once(model, paths, settings)
+    begin = time.perf_counter()
+    run_once(model, paths, settings)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def run_once(model: StackMFFV2, paths: list[Path], settings: FusionSettings | None) -> np.ndarray:
+    """Return the fused picture, by our fusion or, without settings, by the plain forward pass."""
+    if settings is not None:
+        return fuse_stack(paths, model, settings).fused
+    frames = [read_image(path) for path in paths]
+    stack = torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]
+    with torch.no_grad():
+        index = plain_forward(model, stack.to(next(model.parameters()).device))
+    return pick_pixels(frames, index[0].cpu().numpy())
+
+
+def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dict | None:
+    """Measure in a process of its own. Returns None if the memory does not suffice."""
+    call = [sys.executable, __file__, "--child", method, "--stack_dir", str(stack_dir), "--model_path", args.model_path,
+            "--device", args.device, "--limit", str(args.limit)]
+    if args.max_memory:
+        call += ["--max_memory", str(args.max_memory)]
+    done = subprocess.run(call, capture_output=True, text=True)
+    if done.returncode:
+        if "memory" in done.stderr or done.returncode < 0:
+            return None
+        raise UserError(f"{method} on {stack_dir.name}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
+    """Write frames whose sharp region moves from left to right, made from the Motorcycle picture, repeated."""
+    tile = load_motorcycle()[0]
+    repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
+    sharp = np.tile(tile, repeats)[:height, :width]
+    soft = cv2.GaussianBlur(sharp, (0, 0), 3)
+    edges = np.linspace(0, width, num_frames + 1).astype(int)
+    for k in range(num_frames):
+        frame = soft.copy()
+        frame[:, edges[k] : edges[k + 1]] = sharp[:, edges[k] : edges[k + 1]]
+        write_image(folder / f"{k + 1}.png", frame)
+
+
+# --------------------------------------------------------------------------- the tables
+
+
+def compare(size: str, methods: list[str], args: argparse.Namespace, log: CsvLog) -> dict[str, dict]:
+    """Measure the methods in turns on one stack, `NxWIDTHxHEIGHT`. Returns the medians of those that fit."""
+    num_frames, width, height = (int(number) for number in size.split("x"))
+    runs: dict[str, list[dict]] = {method: [] for method in methods}
+    with tempfile.TemporaryDirectory() as folder:
+        write_stack(Path(folder), num_frames, width, height)
+        for _ in range(args.rounds):
+            for method in methods:
+                if (result := measure_apart(method, Path(folder), args)) is not None:
+                    runs[method].append(result)
+    medians = {}
+    for method, results in runs.items():
+        if results:
+            medians[method] = {name: statistics.median(r[name] for r in results) for name in results[0]}
+        log.write({"frames": num_frames, "width": width, "height": height, "method": method, "rounds": len(results)}
+                  | {name: f"{medians[method][name]:.4g}" if results else "" for name in ("seconds", "gigabytes")})
+    return medians
+
+
+def table(rows: dict[str, dict[str, dict]], methods: list[str]) -> str:
+    """Return a Markdown table: seconds and memory, and in brackets how many times less than the plain pass."""
+    lines = ["| stack | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for size, medians in rows.items():
+        cells = []
+        for method in methods:
+            if method not in medians:
+                cells.append("does not fit")
+                continue
+            seconds, memory = medians[method]["seconds"], medians[method]["gigabytes"]
+            cell = f"{seconds:.3g} s, {memory:.2f} GB"
+            if method != "plain" and "plain" in medians:
+                plain = medians["plain"]
+                cell += f" ({plain['seconds'] / seconds:.1f}x, {plain['gigabytes'] / memory:.1f}x)"
+            cells.append(cell)
+        lines.append(f"| {size} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(path: Path, curves: dict[str, dict[str, dict[str, dict]]], methods: list[str]) -> None:
+    """Draw seconds and memory over frames and over pixels."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col")
+    for column, (label, rows) in enumerate(curves.items()):
+        for method in methods:
+            points = [(size_axis(size, label), medians[method]) for size, medians in rows.items() if method in medians]
+            for line, unit in enumerate(("seconds", "gigabytes")):
+                axes[line, column].plot([x for x, _ in points], [m[unit] for _, m in points], "o-", label=method)
+                axes[line, column].set_ylabel(unit)
+                axes[line, column].set_ylim(bottom=0)
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def size_axis(size: str, label: str) -> float:
+    n, width, height = (int(number) for number in size.split("x"))
+    return n if label.startswith("frames") else width * height / 1e6
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--output_dir", default="benchmarks/results")
+    parser.add_argument("--model_path", default=str(ROOT / "model.pth"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--sizes", nargs="+", metavar="NxWxH", help=f"stacks; default {' '.join(SIZES)}, on CUDA also "
+                                                                    f"the paper's {' '.join(PAPER_SIZES)}")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels")
+    parser.add_argument("--max_memory", type=float, metavar="GB", help="our budget; default: half of what is free")
+    parser.add_argument("--limit", type=float, default=20, metavar="GB",
+                        help="address space of a measurement on the CPU: what needs more does not fit")
+    parser.add_argument("--child", choices=list(METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--stack_dir", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    if args.child:
+        if args.device == "cpu" or not torch.cuda.is_available():
+            resource.setrlimit(resource.RLIMIT_AS, (int(args.limit * 2**30),) * 2)
+        print(json.dumps(measure(args.child, args.stack_dir, args.model_path, args.device, args.max_memory)))
+        return 0
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    log = CsvLog(output / "speed.csv")
+    on_cuda = pick_device(args.device).type == "cuda"
+    sizes = args.sizes or list(SIZES + PAPER_SIZES if on_cuda else SIZES)
+    rows = {size: compare(size, args.methods, args, log) for size in tqdm(sizes, unit="stack")}
+    text = table(rows, args.methods)
+    (output / "speed.md").write_text(text + "\n")
+    print(text)
+    if args.scaling:
+        scales = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 80)],
+                  "megapixels, 8 frames": [f"8x{w}x{w * 3 // 4}" for w in (400, 800, 1200, 1600, 2000)]}
+        methods = [m for m in ("plain", "full", "fast") if m in args.methods]
+        curves = {label: {size: compare(size, methods, args, log) for size in tqdm(sizes, unit="stack")}
+                  for label, sizes in scales.items()}
+        plot(output / "scaling.png", curves, methods)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What several test files need."""
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from model import StackMFFV2, model_checkpoint  # noqa: E402
+from utils import save_checkpoint, write_image  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+
+def save_tiff16(path, image, planar=False):
+    """Write (H, W, 3) uint16 as a TIFF with the header in front, byte by byte; planar: one plane per colour."""
+    height, width = image.shape[:2]
+    strips = [part.astype("<u2").tobytes() for part in (image.transpose(2, 0, 1) if planar else [image])]
+    count, size = len(strips), len(strips[0])
+    offsets, sizes = [152 + size * k for k in range(count)], [size] * count
+    place = (128, 140) if planar else (offsets[0], size)
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, count, place[0]), (277, 3, 1, 3), (279, 4, count, place[1]), (284, 3, 1, 2 if planar else 1)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = head.ljust(122, b"\0") + struct.pack("<3H", 16, 16, 16)
+    head = (head + struct.pack(f"<{2 * count}I", *offsets, *sizes)).ljust(152, b"\0")
+    path.write_bytes(head + b"".join(strips))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A checkpoint of an untrained network."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.pth"
+    save_checkpoint(path, model_checkpoint(StackMFFV2()))
+    return path
+
+
+@pytest.fixture
+def write_stack():
+    """Write a folder 1.png .. N.png of random frames; returns the frames."""
+
+    def write(folder, num_frames=3, shape=(40, 50, 3), dtype=np.uint8, seed=0, suffix=".png"):
+        high = np.iinfo(dtype).max + 1
+        frames = np.random.default_rng(seed).integers(0, high, (num_frames, *shape), dtype)
+        for k, frame in enumerate(frames, 1):
+            write_image(Path(folder) / f"{k}{suffix}", frame)
+        return frames
+
+    return write
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a script's main. Returns (exit code, what it printed, its error lines); progress bars are left out."""
+
+    def call(main, *arguments):
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line
+                 and "it/s]" not in line and "?it/s" not in line]
+        return code, out, lines
+
+    return call

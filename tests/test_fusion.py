@@ -1,0 +1,316 @@
+"""Stack in, picture out: the streamed and tiled path against the plain forward pass, and what ends up in the files."""
+
+import gc
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import fusion
+from fusion import FusionSettings, Kept, blend_pixels, fuse_stack, plan_memory
+from make_datasets.make_dataset import synthesize
+from model import load_model
+from utils import UserError, luma, pick_pixels, to_uint8, write_image
+
+
+@pytest.fixture(scope="module")
+def untrained(weights):
+    return load_model(weights)
+
+
+@pytest.fixture(scope="module", params=["ours", "published"])
+def model(request):
+    if request.param == "ours":
+        return load_model(request.getfixturevalue("weights"))
+    return load_model(request.getfixturevalue("shared") / "published" / "stackmff_v2.pth")
+
+
+def texture(shape, seed=0):
+    """A random picture with detail at several scales, float32 0..1."""
+    rng = np.random.default_rng(seed)
+    image = sum(cv2.resize(rng.random((shape[0] // s + 1, shape[1] // s + 1, *shape[2:]), np.float32), shape[1::-1])
+                for s in (1, 2, 5, 11)) / 4
+    return np.clip((image - 0.5) * 2 + 0.5, 0, 1).astype(np.float32)
+
+
+def make_stack(num_frames, shape=(70, 101, 3), dtype=np.uint8):
+    """Frames of a tilted plane, of one bit depth."""
+    depth = np.linspace(0, 1, shape[1], dtype=np.float32) * np.ones((shape[0], 1), np.float32)
+    frames, _ = synthesize(texture(shape), depth, num_frames)
+    return list(np.rint(frames * np.iinfo(dtype).max).astype(dtype))
+
+
+def plain_index(model, frames, fast=False):
+    """The focus index of the whole stack in one forward pass."""
+    with torch.inference_mode():
+        return model(torch.from_numpy(np.stack([luma(f) for f in frames]))[None], fast=fast).index[0].numpy()
+
+
+def assert_same_index(index, expected):
+    assert np.abs(index - expected).max() < 1e-3
+    assert (np.rint(index) != np.rint(expected)).sum() <= max(1, index.size * 1e-4)
+
+
+# --------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3), (33, 65, 3), (7, 5)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_pixel_is_the_source_pixel_of_the_frame_of_its_index(untrained, shape, dtype):
+    frames = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (4, *shape), dtype)
+    result = fuse_stack(list(frames), untrained)
+    assert result.fused.dtype == dtype and result.fused.shape == shape
+    assert result.index.shape == result.confidence.shape == shape[:2]
+    nearest = np.rint(result.index).astype(int)
+    assert len(np.unique(nearest)) > 1
+    rows, columns = np.indices(shape[:2])
+    assert np.array_equal(result.fused, frames[nearest, rows, columns])
+    assert 0 <= result.confidence.min() and result.confidence.max() <= 1 + 1e-6
+
+
+def test_one_frame_is_returned_as_it_is(model):
+    frame = make_stack(1)[0]
+    result = fuse_stack([frame], model)
+    assert np.array_equal(result.fused, frame)
+    assert (result.index == 0).all()
+
+
+def test_files_and_arrays_give_the_same(untrained, tmp_path):
+    frames = make_stack(4, dtype=np.uint16)
+    paths = [tmp_path / f"{k}.tif" for k in range(4)]
+    for path, frame in zip(paths, frames, strict=True):
+        write_image(path, frame)
+    from_files, from_arrays = fuse_stack(paths, untrained), fuse_stack(frames, untrained)
+    assert all(np.array_equal(a, b) for a, b in zip(from_files, from_arrays, strict=True))
+
+
+def test_the_frames_are_not_changed(untrained):
+    frames = make_stack(3)
+    copies = [f.copy() for f in frames]
+    fuse_stack(frames, untrained)
+    assert all(np.array_equal(a, b) for a, b in zip(frames, copies, strict=True))
+
+
+def test_two_half_sharp_frames_fuse_to_their_sharp_halves():
+    if not (ROOT / "model.pth").is_file():
+        pytest.skip("needs the trained weights model.pth")
+    sharp = to_uint8(texture((96, 128, 3)))
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 3)
+    left, right = sharp.copy(), sharp.copy()
+    left[:, :64], right[:, 64:] = blurred[:, :64], blurred[:, 64:]  # named after the blurred half
+    for frames, wanted in (((left, right), (1, 0)), ((right, left), (0, 1))):
+        result = fuse_stack(frames, load_model(ROOT / "model.pth"))
+        nearest = np.rint(result.index)
+        assert (nearest[:, :56] == wanted[0]).mean() > 0.99
+        assert (nearest[:, 72:] == wanted[1]).mean() > 0.99
+        assert (result.fused == sharp).all(-1)[:, :56].mean() > 0.99
+
+
+# --------------------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("speed", ["full", "fast"])
+@pytest.mark.parametrize("num_frames, shape, tile", [(1, (45, 70, 3), 32), (2, (70, 101, 3), 32), (2, (33, 97), 17),
+                                                     (40, (50, 161), 80)])
+def test_tiles_the_whole_and_the_plain_forward_pass_agree(model, speed, num_frames, shape, tile):
+    frames = make_stack(num_frames, shape)
+    whole = fuse_stack(frames, model, FusionSettings(speed=speed, tile=1024))
+    tiled = fuse_stack(frames, model, FusionSettings(speed=speed, tile=tile))
+    assert_same_index(whole.index, plain_index(model, frames, speed == "fast"))
+    assert_same_index(tiled.index, whole.index)
+    assert (tiled.fused == whole.fused).mean() >= 0.9998
+
+
+def test_the_published_index_is_stretched_over_the_stack_not_over_a_tile(shared):
+    model = load_model(shared / "published" / "stackmff_v2.pth")
+    index = fuse_stack(make_stack(8), model, FusionSettings(tile=32)).index
+    assert index.min() == 0 and index.max() == 7
+
+
+def test_the_published_reference_is_reproduced_in_tiles(shared):
+    model = load_model(shared / "published" / "stackmff_v2.pth")
+    reference = np.load(shared / "published" / "stackmff_v2_reference.npz")
+    stack = reference["small_input"][0]
+    frames = list(np.rint(stack * 65535).astype(np.uint16))
+    result = fuse_stack(frames, model, FusionSettings(tile=32))
+    assert (np.rint(result.index) == reference["small_index"][0]).mean() > 0.999
+
+
+def test_a_smaller_tile_is_planned_for_less_memory():
+    tiles = [plan_memory(40, 3000, 4000, FusionSettings(max_memory=gib)).tile for gib in (1, 4, 16, 64)]
+    assert tiles == sorted(tiles) and tiles[0] < tiles[-1]
+    assert not plan_memory(40, 3000, 4000, FusionSettings(max_memory=64)).features_in_file
+    assert plan_memory(40, 3000, 4000, FusionSettings(max_memory=1)).features_in_file
+
+
+# --------------------------------------------------------------------------- temporary files
+
+
+@pytest.fixture
+def kept_files(tmp_path, monkeypatch):
+    """Put temporary files under tmp_path. Returns a function that counts those still open or mapped."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
+    def count():
+        gc.collect()
+        links = []
+        for link in Path("/proc/self/fd").iterdir():
+            try:
+                links.append(str(link.readlink()))
+            except OSError:
+                continue
+        lines = links + Path("/proc/self/maps").read_text().splitlines()
+        return sum(str(folder) in line for line in lines) + len(list(folder.iterdir()))
+
+    return count
+
+
+@pytest.mark.parametrize("settings", [{}, {"speed": "fast"}, {"sampling": "blend"}, {"precision": "reduced"}])
+def test_a_temporary_file_changes_nothing_and_vanishes(untrained, kept_files, monkeypatch, settings):
+    frames = make_stack(5, (40, 70, 3))
+    in_memory = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64))
+    assert kept_files() == 0
+    during = []
+    compare = fusion.compare_frames
+    monkeypatch.setattr(fusion, "compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
+    in_file = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64, max_memory=1e-6))
+    assert during[0] > 0
+    assert all(np.array_equal(a, b) for a, b in zip(in_memory, in_file, strict=True))
+    assert kept_files() == 0
+
+
+def test_the_temporary_file_is_gone_after_a_broken_frame(untrained, kept_files, tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(1, 6)]
+    for path, frame in zip(paths, make_stack(5), strict=True):
+        write_image(path, frame)
+    paths[2].write_bytes(paths[2].read_bytes()[:500])
+    with pytest.raises(UserError, match=r"3\.png") as error:  # its traceback keeps all variables alive
+        fuse_stack(paths, untrained, FusionSettings(max_memory=1e-6))
+    assert kept_files() == 0
+    assert error.tb
+
+
+@pytest.mark.parametrize("broken, sampling", [("regress_focus", "blend"), ("pick_pixels", "nearest"),
+                                              ("blend_pixels", "blend")])
+def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, kept_files, monkeypatch, broken,
+                                                                   sampling):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fusion, broken, fail)
+    with pytest.raises(KeyboardInterrupt) as error:
+        fuse_stack(make_stack(3), untrained, FusionSettings(sampling=sampling, max_memory=1e-6))
+    assert kept_files() == 0
+    assert error.tb
+
+
+def test_a_full_disk_is_said_before_the_work(monkeypatch):
+    class Full:
+        f_bavail, f_frsize = 10, 512
+
+    monkeypatch.setattr(fusion.os, "statvfs", lambda _: Full, raising=False)
+    with pytest.raises(UserError, match="temporary files; set TMPDIR"):
+        Kept((10, 100, 100, 8), torch.float32, in_file=True)
+
+
+# --------------------------------------------------------------------------- blending and precision
+
+
+@pytest.fixture
+def with_temperature(weights):
+    def make(log_temperature):
+        model = load_model(weights)
+        with torch.no_grad():
+            model.log_temperature.fill_(log_temperature)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_blending_by_a_one_hot_p_is_picking(with_temperature, shape, dtype):
+    sharp = with_temperature(-25)
+    frames = make_stack(5, shape, dtype)
+    blend, nearest = (fuse_stack(frames, sharp, FusionSettings(sampling=s)) for s in ("blend", "nearest"))
+    assert len(np.unique(np.rint(nearest.index))) > 1
+    assert blend.fused.dtype == dtype
+    assert np.array_equal(blend.fused, nearest.fused)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3)])
+def test_blending_equal_frames_returns_them(untrained, shape):
+    frame = make_stack(1, shape, np.uint16)[0]
+    assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
+
+
+def test_blending_by_p_is_the_mean_weighted_by_p(untrained):
+    frames = make_stack(6)
+    with torch.inference_mode():
+        stack = torch.from_numpy(np.stack([luma(f) for f in frames]))[None]
+        p = untrained(stack).probabilities[0].numpy()
+    expected = (p[..., None] * np.stack(frames)).sum(0)
+    fused = fuse_stack(frames, untrained, FusionSettings(sampling="blend")).fused
+    assert np.abs(fused - expected).max() < 3
+
+
+def test_many_frames_of_equal_p_blend_to_their_mean(with_temperature):
+    frames = [np.full((8, 8), value % 256, np.uint8) for value in range(520)]
+    fused = fuse_stack(frames, with_temperature(25), FusionSettings(sampling="blend")).fused
+    assert np.abs(fused - np.mean(frames)).max() <= 1
+
+
+def test_blend_pixels_normalises_the_weights():
+    frames = [np.full((1, 2), 10, np.uint16), np.full((1, 2), 40, np.uint16)]
+    p = Kept((2, 1, 2), torch.uint8, in_file=False)
+    p.tensor[:] = torch.tensor([[[100, 0]], [[50, 3]]])
+    assert blend_pixels(iter(frames), p).tolist() == [[20, 40]]
+
+
+def test_reduced_precision_is_close(model):
+    frames = make_stack(6)
+    full, reduced = (fuse_stack(frames, model, FusionSettings(precision=p)) for p in ("full", "reduced"))
+    assert np.abs(full.index - reduced.index).mean() < 0.05
+    assert (np.rint(full.index) == np.rint(reduced.index)).mean() > 0.95
+    assert np.array_equal(reduced.fused, pick_pixels(frames, reduced.index))
+
+
+def test_reduced_precision_leaves_the_model_as_it_is(untrained):
+    frames = make_stack(2)
+    before = fuse_stack(frames, untrained).index
+    fuse_stack(frames, untrained, FusionSettings(precision="reduced"))
+    assert np.array_equal(fuse_stack(frames, untrained).index, before)
+
+
+# --------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("odd, words", [(np.zeros((40, 51, 3), np.uint8), "51x40 colour 8-bit"),
+                                        (np.zeros((40, 50), np.uint8), "50x40 grey 8-bit"),
+                                        (np.zeros((40, 50, 3), np.uint16), "50x40 colour 16-bit")])
+def test_a_frame_unlike_the_first_is_named(untrained, tmp_path, write_stack, odd, words):
+    write_stack(tmp_path)
+    write_image(tmp_path / "2.png", odd)
+    paths = [tmp_path / f"{k}.png" for k in (1, 2, 3)]
+    with pytest.raises(UserError, match=rf"2\.png: {words}, but 1\.png is 50x40 colour 8-bit"):
+        fuse_stack(paths, untrained)
+
+
+def test_no_frames_are_an_error(untrained):
+    with pytest.raises(UserError, match="no frames"):
+        fuse_stack([], untrained)
+
+
+@pytest.mark.parametrize("name", ["speed", "sampling", "precision"])
+def test_an_unknown_setting_names_the_choices(name):
+    with pytest.raises(ValueError, match=f"{name} 'best': choose"):
+        FusionSettings(**{name: "best"})

@@ -1,0 +1,80 @@
+"""The rooms of the repository: who may import whom, one definition of everything, and help for every script."""
+
+import ast
+import importlib
+import sys
+from collections import defaultdict
+
+import pytest
+from conftest import ROOT
+
+ALLOWED = {  # what a room may import of ours
+    "model": set(),
+    "loss": set(),
+    "utils": set(),
+    "fusion": {"model", "utils"},
+    "dataset": {"utils", "make_datasets"},
+    "make_datasets": {"utils", "make_datasets"},
+    "train": {"model", "loss", "dataset", "make_datasets", "fusion", "utils"},
+    "predict_one_stack": {"fusion", "dataset", "loss", "model", "utils"},
+    "predict_datasets": {"fusion", "dataset", "loss", "model", "utils"},
+}
+FILES = [path for folder in (ROOT, *(ROOT / name for name in ("make_datasets", "benchmarks", "baselines")))
+         for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))]
+OURS = {path.stem for path in ROOT.glob("*.py")} | {"make_datasets", "benchmarks", "baselines", "tests"}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(path):
+    """The top-level names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "make_datasets" if node.level else node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p).split(".")[0] in ALLOWED], ids=name_of)
+def test_a_room_imports_only_what_it_may(path):
+    assert OURS & set(imports(path)) <= ALLOWED[name_of(path).split(".")[0]]
+
+
+def test_every_script_of_the_root_has_a_room_or_is_on_top():
+    tops = set(ALLOWED) - {"make_datasets"}
+    for path in ROOT.glob("*.py"):
+        assert path.stem in tops or not {"benchmarks", "baselines"} & set(imports(path)), path
+
+
+def test_no_function_is_defined_in_two_files():
+    places = defaultdict(set)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main", "parse_args"):
+                places[node.name].add(name_of(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+SCRIPTS = [name_of(path) for path in FILES if "__name__ == \"__main__\"" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_answers_help(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"needs {error.name}")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: ") and len(text.splitlines()) > 5
+
+
+def test_the_known_scripts_are_among_them():
+    assert {"train", "predict_one_stack", "predict_datasets", "make_datasets.make_dataset",
+            "make_datasets.segments_to_depth", "make_datasets.make_demo"} <= set(SCRIPTS)

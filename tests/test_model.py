@@ -1,0 +1,158 @@
+"""The network is the paper's: parameters, multiply-adds, parity with the published weights, any size and length."""
+
+import numpy as np
+import pytest
+import thop
+import torch
+
+from model import (
+    ModelConfig,
+    StackMFFV2,
+    count_parameters,
+    load_model,
+    model_checkpoint,
+    pad_to_stride,
+    regress_focus,
+    stretch_index,
+    unpad,
+    upsample,
+    upsample_window,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return StackMFFV2().eval()
+
+
+def test_parameters_are_the_papers_and_one_temperature():
+    assert count_parameters(StackMFFV2()) == 51_524 + 1
+    assert count_parameters(StackMFFV2(ModelConfig(readout="stretch"))) == 51_524
+
+
+def test_stages_have_the_papers_share_of_the_parameters(model):
+    assert count_parameters(model.intra) == 30_692
+    assert count_parameters(model.inter) == 20_832
+
+
+def test_multiply_adds_are_the_papers():
+    macs, _ = thop.profile(StackMFFV2(), (torch.rand(1, 2, 256, 256),), verbose=False)
+    assert macs / 1e9 == pytest.approx(2.7508, abs=5e-5)
+
+
+@pytest.mark.parametrize("case", ["small", "pair"])
+def test_published_weights_give_the_published_results(shared, case):
+    published = load_model(shared / "published" / "stackmff_v2.pth")
+    expected = np.load(shared / "published" / "stackmff_v2_reference.npz")
+    stack = torch.from_numpy(expected[f"{case}_input"])
+    with torch.no_grad():
+        volume = published.focus_volume(stack).transpose(0, 1)
+        focus = published(stack)
+    n = stack.shape[1]
+    expected_index = (focus.probabilities * torch.arange(1, n + 1)[:, None, None]).sum(1, keepdim=True)
+    for ours, name in ((volume, "volume"), (focus.logits, "logits"), (expected_index, "expected_index"),
+                       (focus.index[:, None] / (n - 1), "depth")):
+        np.testing.assert_allclose(ours.numpy(), expected[f"{case}_{name}"], atol=1e-4)
+    assert (focus.index.round().numpy() == expected[f"{case}_index"]).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32, 32), (2, 2, 33, 47), (1, 7, 5, 70), (1, 3, 1, 1)])
+@pytest.mark.parametrize("fast", [False, True])
+def test_any_number_of_frames_and_any_size(model, shape, fast):
+    with torch.no_grad():
+        focus = model(torch.rand(shape), fast)
+    b, n, h, w = shape
+    assert focus.index.shape == focus.confidence.shape == (b, h, w)
+    assert focus.probabilities.shape == focus.logits.shape == shape
+    assert torch.allclose(focus.probabilities.sum(1), torch.ones(b, h, w), atol=1e-5)
+    assert focus.index.isfinite().all() and focus.index.min() >= 0 and focus.index.max() <= n - 1 + 1e-5
+    assert focus.confidence.min() >= 0 and focus.confidence.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("readout", ["absolute", "stretch"])
+def test_a_stack_does_not_depend_on_its_batch(readout):
+    torch.manual_seed(1)
+    model = StackMFFV2(ModelConfig(readout=readout)).eval()
+    a, b = torch.rand(1, 4, 40, 32), torch.rand(1, 4, 40, 32) * 0.1
+    with torch.no_grad():
+        together, alone = model(torch.cat((a, b))), model(a)
+    assert torch.allclose(together.index[:1], alone.index, atol=1e-4)
+
+
+def test_the_backward_sweep_sees_the_later_frames(model):
+    stack = torch.rand(1, 5, 32, 32)
+    changed = stack.clone()
+    changed[:, 4] = 0
+    with torch.no_grad():
+        difference = (model(stack).logits - model(changed).logits).abs().amax((0, 2, 3))
+    assert difference[0] > 0
+    changed = stack.clone()
+    changed[:, 0] = 0
+    with torch.no_grad():
+        assert (model(stack).logits - model(changed).logits).abs().amax((0, 2, 3))[4] > 0
+
+
+def test_after_a_step_every_parameter_has_a_gradient():
+    torch.manual_seed(0)
+    model = StackMFFV2()
+    model(torch.rand(2, 3, 64, 64)).index.pow(2).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_absolute_readout_is_the_expectation_and_a_low_temperature_the_maximum():
+    logits = torch.tensor([0.0, 1.0, 0.5]).reshape(1, 3, 1, 1)
+    p = torch.softmax(logits.flatten(), 0)
+    assert regress_focus(logits).index.item() == pytest.approx(float(p[1] + 2 * p[2]), abs=1e-6)
+    assert regress_focus(logits, temperature=0.01).index.item() == pytest.approx(1, abs=1e-6)
+    assert regress_focus(logits, temperature=0.01).confidence.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_stretch_is_per_stack_and_leaves_a_constant_map_alone():
+    expected = torch.stack((torch.linspace(1, 2, 6).reshape(2, 3), torch.full((2, 3), 1.5)))
+    index = stretch_index(expected, 5)
+    assert index[0].min() == 0 and index[0].max() == 4
+    assert (index[1] == 1.5).all()
+
+
+def test_padding_is_undone():
+    x = torch.rand(2, 33, 64)
+    padded = pad_to_stride(x)
+    assert padded.shape == (2, 64, 64)
+    assert (padded[:, 33:] == x[:, 32:33]).all()
+    assert (unpad(padded, 33, 64) == x).all()
+
+
+def test_a_window_of_the_upsampled_map_is_that_window():
+    x = torch.rand(2, 8, 11, 16)
+    whole = upsample(x)
+    for rows, columns in ((range(0, 22), range(0, 32)), (range(5, 9), range(31, 32)), (range(21, 22), range(0, 3))):
+        window = upsample_window(x, rows, columns)
+        assert torch.allclose(window, whole[:, :, rows.start : rows.stop, columns.start : columns.stop], atol=1e-5)
+
+
+def test_a_checkpoint_rebuilds_its_own_model(tmp_path):
+    torch.manual_seed(2)
+    model = StackMFFV2().eval()
+    torch.save(model_checkpoint(model), tmp_path / "ours.pth")
+    again = load_model(tmp_path / "ours.pth")
+    stack = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(stack).index, again(stack).index)
+    assert not again.training
+
+
+def test_bad_checkpoints_are_named_with_a_reason(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+        load_model(tmp_path / "nothing.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"module.layer.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    broken = model_checkpoint(StackMFFV2())
+    broken["model"].popitem()
+    torch.save(broken, tmp_path / "missing_key.pth")
+    for name in ("text", "other", "list", "missing_key"):
+        with pytest.raises(ValueError, match=f"{name}.pth"):
+            load_model(tmp_path / f"{name}.pth")

@@ -1,0 +1,164 @@
+"""Training runs from disk and on the fly, resumes exactly, shares its work, and overfits a tiny batch."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from loss import focus_loss
+from model import StackMFFV2, load_model
+from utils import write_image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two sets of stacks on disk (N = 3 and N = 4) and the pictures and depths they come from."""
+    from make_datasets.make_dataset import main as make_dataset
+
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        picture = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        write_image(root / "AiF" / f"{k}.png", picture)
+        write_image(root / "depth" / f"{k}.png", np.tile(np.linspace(0, 255, 48).astype(np.uint8), (40, 1)))
+    for n in (3, 4):
+        assert make_dataset(["--aif_dir", str(root / "AiF"), "--depth_dir", str(root / "depth"), "--output_dir",
+                             str(root / f"set{n}"), "--num_frames", str(n)]) == 0
+    return root
+
+
+def two_sets(data, save_dir, *more):
+    return ["--train_stack", f"{data}/set3/image_stacks", "--train_depth_continuous", f"{data}/set3/depth_maps",
+            "--train_stack_2", f"{data}/set4/image_stacks", "--train_depth_continuous_2", f"{data}/set4/depth_maps",
+            "--val_stack", f"{data}/set3/image_stacks", "--val_depth_continuous", f"{data}/set3/depth_maps",
+            "--training_image_size", "32", "--batch_size", "2", "--num_workers", "0", "--device", "cpu",
+            "--save_dir", str(save_dir), "--save_name", "run", *more]
+
+
+def weights(folder, key="model"):
+    return torch.load(folder / "run" / "last.pth", weights_only=True)[key]
+
+
+def assert_equal(a, b, **tolerance):
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def test_a_run_writes_weights_log_and_pictures(data, tmp_path):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "2")) == 0
+    folder = tmp_path / "run"
+    load_model(folder / "best.pth")
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for figure in ("loss", "depth_mse", "depth_mae", "psnr", "ssim"):
+        assert np.isfinite(float(rows[0][f"dataset_1_{figure}"]))
+    assert float(rows[1]["lr"]) == pytest.approx(9e-4)
+    assert (folder / "dataset_1.png").is_file() and list(folder.glob("events.*"))
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_interrupted_and_resumed_equals_straight(data, tmp_path, monkeypatch, ema):
+    flags = ("--num_epochs", "2", "--ema", ema, "--fast_share", "0.5", "--ce_weight", "0.1")
+    assert train.main(two_sets(data, tmp_path / "straight", *flags)) == 0
+
+    steps = []
+    monkeypatch.setattr(train, "focus_loss", lambda *a, **k: interrupt_at(steps, 6) or focus_loss(*a, **k))
+    save_always = ("--save_minutes", "0")
+    assert train.main(two_sets(data, tmp_path / "resumed", *flags, *save_always)) == 130
+    monkeypatch.undo()
+    assert weights(tmp_path / "resumed", "step") > 0  # within the second epoch
+    assert train.main(two_sets(data, tmp_path / "resumed", *flags, "--resume")) == 0
+    for key in ("model", "raw"):
+        assert_equal(weights(tmp_path / "straight", key), weights(tmp_path / "resumed", key), **EXACT)
+    logs = [list(csv.DictReader((tmp_path / name / "run" / "log.csv").open())) for name in ("straight", "resumed")]
+    assert [row["train_loss"] for row in logs[0]] == [row["train_loss"] for row in logs[1]]
+
+
+def interrupt_at(steps, count):
+    steps.append(1)
+    if len(steps) == count:
+        raise KeyboardInterrupt
+
+
+def test_two_processes_train_like_one(data, tmp_path):
+    flags = ("--num_epochs", "1", "--num_workers", "0")
+    assert train.main(two_sets(data, tmp_path / "one", *flags)) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
+               str(ROOT / "train.py"), *two_sets(data, tmp_path / "two", *flags)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=2e-4)
+    losses = [float(next(csv.DictReader((tmp_path / n / "run" / "log.csv").open()))["train_loss"])
+              for n in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_set_that_is_off_is_not_used(data, tmp_path):
+    args = train.parse_args(two_sets(data, tmp_path, "--use_train_dataset_2", "false"))
+    assert train.training_set(args).frame_counts == [3, 3, 3]
+    args = train.parse_args(two_sets(data, tmp_path, "--use_train_dataset_2", "true", "--use_train_dataset_1", "False"))
+    assert train.training_set(args).frame_counts == [4, 4, 4]
+    args = train.parse_args(two_sets(data, tmp_path, "--subset_fraction_train", "0.34"))
+    assert train.training_set(args).frame_counts == [3, 4]
+
+
+def test_trains_on_stacks_made_on_the_fly(data, tmp_path):
+    source = ["--train_aif", f"{data}/AiF", "--train_depth", f"{data}/depth", "--val_aif", f"{data}/AiF",
+              "--val_depth", f"{data}/depth", "--recipe", "diverse", "--num_frames", "2", "5"]
+    assert train.main([*source, "--training_image_size", "32", "--batch_size", "2", "--num_epochs", "1",
+                       "--num_workers", "0", "--device", "cpu", "--save_dir", str(tmp_path), "--save_name", "run"]) == 0
+    row = next(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert {"algorithm1_psnr", "diverse_psnr"} <= row.keys()
+
+
+def test_a_second_run_of_the_same_name_is_refused(data, tmp_path, capsys):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 1
+    assert "last.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--train_stack", "nowhere", "--train_depth_continuous", "nowhere"], "nowhere: no such directory"),
+    (["--train_stack", "nowhere"], "go together"),
+    ([], "no training set"),
+])
+def test_missing_data_is_one_line(tmp_path, capsys, flags, words):
+    assert train.main([*flags, "--save_dir", str(tmp_path), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert words in error and len(error.splitlines()) == 1
+
+
+def test_a_file_that_is_no_checkpoint_cannot_be_resumed(data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pth").write_text("text")
+    assert train.main(two_sets(data, tmp_path, "--resume")) == 1
+    assert "cannot be resumed" in capsys.readouterr().err
+
+
+def test_one_batch_can_be_learnt():
+    torch.manual_seed(0)
+    model = StackMFFV2()
+    sharp = torch.rand(1, 1, 32, 32)
+    soft = torch.nn.functional.avg_pool2d(sharp, 5, 1, 2)
+    left = (torch.arange(32) < 16).float()
+    stack = torch.cat((sharp * left + soft * (1 - left), soft * left + sharp * (1 - left)), dim=1)
+    target = (1 - left).expand(1, 32, 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        focus = model(stack)
+        loss, _ = focus_loss(focus.index, focus.probabilities, target, ce_weight=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (model(stack).index.round() == target).float().mean() > 0.9
