@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import os
 import sys
@@ -50,6 +51,7 @@ from utils import (
 )
 
 GIB = 1 << 30
+TILE_MEMORY = GIB // 4  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
 HALO = 24  # pixels of the recurrent stage around a tile: a step reaches 2, but what is 24 away no longer matters
 
 
@@ -171,7 +173,7 @@ class FocusMaps:
 
 
 class Budget(NamedTuple):
-    """How a stack is fitted into the memory: which parts go to files, and the tile of the recurrent stage."""
+    """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
 
     features_in_file: bool
     probabilities_in_file: bool
@@ -179,25 +181,38 @@ class Budget(NamedTuple):
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings) -> Budget:
-    """Fit the passes into `settings.max_memory`. Sizes follow from the tensors' shapes; see benchmarks/speed.py."""
+    """Fit the passes into `settings.max_memory`. The sizes follow from the tensors' shapes."""
     limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
-    half = settings.precision == "reduced"
+    number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
-    fixed = 0.45 * GIB + pixels * (8 + 3 * 4 + 24)  # torch, the two maps, frames being read, the picture
-    scoring = pixels * 4 * 30  # the first stage of one whole frame
-    features = num_frames * pixels * 2 * (2 if half else 4)  # 8 channels at half resolution
-    blend = num_frames * pixels if settings.sampling == "blend" else 0
-    room = limit - fixed
+    room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
+    scoring = pixels * 4 * 30  # the first level of one whole frame
+    features = num_frames * pixels * 2 * number  # 8 channels at half resolution
     features_in_file = features + scoring > room
     room -= 0 if features_in_file else features
+    blend = num_frames * pixels if settings.sampling == "blend" else 0
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
     if settings.tile:
         return Budget(features_in_file, probabilities_in_file, settings.tile)
-    bytes_per_pixel = num_frames * (16 + 8 + 3) * (2 if half else 4) + 16 * 4 * 10
+    if not settings.max_memory:
+        room = min(room, TILE_MEMORY)
+    # of every frame a state of 16 channels, the features and the softmax; of one frame the gates
+    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 6 * number
     side = math.isqrt(int(max(room, 0.1 * GIB) / bytes_per_pixel)) - 2 * HALO
-    step = 2 if settings.speed == "fast" else 1  # there a tile's side counts twice
-    return Budget(features_in_file, probabilities_in_file, min(max(64, side * step // 32 * 32), 512 * step))
+    return Budget(features_in_file, probabilities_in_file, max(32, side) * picture_step(settings))
+
+
+def picture_step(settings: FusionSettings) -> int:
+    """Return the picture pixels per pixel of the recurrent stage."""
+    return 2 if settings.speed == "fast" else 1
+
+
+def cut_evenly(side: int, tile: int, step: int) -> list[tuple[int, int]]:
+    """Cut 0..side into equal parts of at most `tile` pixels, at multiples of `step`."""
+    count = math.ceil(side / max(tile, step))
+    part = math.ceil(side / count / step) * step
+    return [(start, min(start + part, side)) for start in range(0, side, part)]
 
 
 # --------------------------------------------------------------------------- the passes
@@ -226,17 +241,16 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
     n, (height, width) = len(source), source.size
     inter = copy.deepcopy(model.inter).to(torch.bfloat16) if settings.precision == "reduced" else model.inter
-    step = 2 if settings.speed == "fast" else 1  # picture pixels per pixel of the recurrent stage
+    step = picture_step(settings)
     budget = plan_memory(n, height, width, settings)
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    tile = max(step, budget.tile // step * step)
-    tiles = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
+    tiles = itertools.product(*(cut_evenly(side, budget.tile, step) for side in (height, width)))
     try:
-        for top, left in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            bottom, right = min(top + tile, height), min(left + tile, width)
+        for (top, bottom), (left, right) in tqdm(list(tiles), desc="comparing", unit="tile", leave=False,
+                                                 disable=not source.progress):
             rows, columns = with_halo(top, bottom, height, step), with_halo(left, right, width, step)
             logits = inter(VolumeWindow(features.tensor, rows, columns, step, next(inter.parameters()))).float()
             if step == 2:
