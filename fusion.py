@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ class FusionSettings:
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
+    smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +89,9 @@ def fuse_stack(frames: Sequence[str | Path | np.ndarray], model: StackMFFV2,
     with torch.inference_mode(), closing(score_frames(source, model, settings)) as features:
         with closing(compare_frames(features, source, model, settings)) as focus:
             fused = sample_frames(source, focus)
+            if settings.smooth:
+                focus.index = smooth_index(focus.index, focus.confidence, luma(fused), settings.smooth)
+                fused = sample_frames(source, focus)
             return Fusion(fused, focus.index, focus.confidence)
 
 
@@ -318,6 +323,27 @@ def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarra
     return np.rint(light / (cover if light.ndim == 2 else cover[..., None])).astype(frame.dtype)
 
 
+def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, radius: int) -> np.ndarray:
+    """Let pixels without confidence take the focus index of confident ones nearby, but not across the guide's edges.
+
+    A guided filter (He et al., 2013) weighted by confidence; all (H, W) float32, the guide in 0..1. A sure pixel keeps
+    its index. Returns the new index, within the old one's range.
+    """
+    weight = np.maximum(confidence, 1e-3) ** 4  # half sure counts little
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT)
+
+    total = mean(weight)
+    guide_mean, index_mean = mean(weight * guide) / total, mean(weight * index) / total
+    variance = mean(weight * guide * guide) / total - guide_mean**2
+    covariance = mean(weight * guide * index) / total - guide_mean * index_mean
+    slope = covariance / (np.maximum(variance, 0) + 1e-3)
+    smoothed = mean(slope) * guide + mean(index_mean - slope * guide_mean)
+    sure = np.clip(confidence, 0, 1) ** 2
+    return np.clip(sure * index + (1 - sure) * smoothed, index.min(), index.max())
+
+
 # --------------------------------------------------------------------------- for the predictors
 
 
@@ -333,6 +359,8 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
                        help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
     group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
                        help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
+    group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
+                       help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
     group.add_argument("--max_memory", type=float, metavar="GB", help="memory budget; default: half of what is free")
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
 
@@ -340,7 +368,7 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
 def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSettings:
     if args.max_memory is not None and args.max_memory <= 0 or args.tile is not None and args.tile < 1:
         raise UserError("--max_memory and --tile: a number above 0")
-    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, progress)
+    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.smooth, progress)
 
 
 def open_model(args: argparse.Namespace) -> StackMFFV2:
