@@ -11,9 +11,9 @@ import argparse
 import copy
 import itertools
 import math
-import os
-import sys
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -37,18 +37,14 @@ from model import (
     upsample_window,
 )
 from utils import (
+    Page,
     UserError,
     available_memory,
     check_alike,
-    colorize,
-    list_images,
     luma,
     pick_device,
     pick_pixels,
     read_image,
-    to_uint8,
-    write_image,
-    written_whole,
 )
 
 GIB = 1 << 30
@@ -79,13 +75,13 @@ class Fusion(NamedTuple):
     confidence: np.ndarray  # (H, W) float32 0..1
 
 
-def fuse_stack(frames: Sequence[str | Path | np.ndarray], model: StackMFFV2,
+def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, model: StackMFFV2,
                settings: FusionSettings = FusionSettings()) -> Fusion:  # noqa: B008 (frozen)
-    """Fuse a focal stack given as files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
+    """Fuse a focal stack given as files, pages of files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
 
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
-    source = FrameSource(frames, settings.progress)
+    source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
     with torch.inference_mode(), closing(score_frames(source, model, settings)) as features:
         with closing(compare_frames(features, source, model, settings)) as focus:
             fused = sample_frames(source, focus)
@@ -98,11 +94,12 @@ def fuse_stack(frames: Sequence[str | Path | np.ndarray], model: StackMFFV2,
 class FrameSource:
     """Frames of one size and type, read one ahead of their use."""
 
-    def __init__(self, frames: Sequence[str | Path | np.ndarray], progress: bool = False) -> None:
+    def __init__(self, frames: Sequence[str | Path | Page | np.ndarray], progress: bool = False) -> None:
         if not len(frames):
             raise UserError("no frames to fuse")
-        self.frames = [f if isinstance(f, np.ndarray) else Path(f) for f in frames]
+        self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
         self.progress = progress
+        self.same: dict[int, list[int]] = {}  # numbers of the frames read so far, by their pixels' checksum
         self.first = self.load(0)
 
     def __len__(self) -> int:
@@ -112,11 +109,16 @@ class FrameSource:
     def size(self) -> tuple[int, int]:
         return self.first.shape[:2]
 
-    def name(self, k: int) -> Path:
-        return self.frames[k] if isinstance(self.frames[k], Path) else Path(f"frame {k}")
+    @property
+    def duplicates(self) -> list[list[int]]:
+        """Numbers of the frames that are the same picture, as far as the frames have been read."""
+        return [numbers for numbers in self.same.values() if len(numbers) > 1]
+
+    def name(self, k: int) -> Path | Page:
+        return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
 
     def load(self, k: int) -> np.ndarray:
-        return read_image(self.frames[k]) if isinstance(self.frames[k], Path) else self.frames[k]
+        return self.frames[k] if isinstance(self.frames[k], np.ndarray) else read_image(self.frames[k])
 
     def read_all(self, task: str) -> Iterator[np.ndarray]:
         """Yield every frame in order, checked against the first."""
@@ -127,6 +129,9 @@ class FrameSource:
                 if k + 1 < len(self):
                     ahead = pool.submit(self.load, k + 1)
                 check_alike(self.name(k), frame, self.name(0), self.first)
+                numbers = self.same.setdefault(zlib.crc32(np.ascontiguousarray(frame[::4])), [])
+                if k not in numbers:
+                    numbers.append(k)
                 yield frame
 
 
@@ -143,8 +148,7 @@ class Kept:
             return
         size = math.prod(shape) * dtype.itemsize
         self.file = tempfile.TemporaryFile(prefix="stackmff_")
-        free = os.statvfs(self.file.fileno())
-        if size > free.f_bavail * free.f_frsize:
+        if size > shutil.disk_usage(tempfile.gettempdir()).free:
             raise UserError(f"{tempfile.gettempdir()}: {size / GIB:.0f} GiB needed for temporary files; "
                             "set TMPDIR to a larger disk, or raise --max_memory")
         self.file.truncate(size)
@@ -378,36 +382,3 @@ def open_model(args: argparse.Namespace) -> StackMFFV2:
         return load_model(args.model_path, device).to(memory_format=torch.channels_last)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-
-
-def fuse_folder(folder: str | Path, model: StackMFFV2, args: argparse.Namespace,
-                progress: bool = False) -> dict[str, np.ndarray]:
-    """Fuse a folder of frames. Returns the result files' content by name: pictures, and `focus_index.npy`.
-
-    The focus index counts the frames in the order of their names from 0; depth is 0 at the first frame of the sweep
-    and 1 at the last, with --reverse the other way round.
-    """
-    paths, others = list_images(folder)
-    if others:
-        tqdm.write(f"{folder}: ignored {', '.join(path.name for path in others)} (no picture)", file=sys.stderr)
-    result = fuse_stack(paths[::-1] if args.reverse else paths, model, settings_from(args, progress))
-    last = len(paths) - 1
-    index = last - result.index if args.reverse else result.index
-    depth = result.index / max(last, 1)
-    return {
-        "fused.png": result.fused,
-        "focus_index.png": np.rint(index).astype(np.uint8 if last < 256 else np.uint16),
-        "focus_index.npy": index,
-        "depth.png": np.rint(depth * 65535).astype(np.uint16),
-        "depth_color.png": colorize(depth),
-        "confidence.png": to_uint8(result.confidence),
-    }
-
-
-def write_result(path: Path, content: np.ndarray) -> None:
-    """Write one of `fuse_folder`'s files, whole or not at all."""
-    if path.suffix == ".npy":
-        with written_whole(path) as part:
-            np.save(part, content)
-    else:
-        write_image(path, content)

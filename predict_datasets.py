@@ -4,69 +4,120 @@
 
 Reads TEST_ROOT/DATASET/dof_stack/SCENE/ (or image_stack, image_stacks) and, for scores, AiF/SCENE.png and
 depth*/SCENE.png. Writes OUTPUT_DIR/DATASET/{fused,focus_index,depth,depth_color,confidence}/SCENE.png, scores.csv per
-dataset and summary.csv. PSNR and SSIM use a data range of 255.
+dataset and summary.csv. PSNR and SSIM use a data range of 255; registered stacks have no scores. `torchrun
+--nproc_per_node 2 predict_datasets.py ...` shares the scenes between processes or GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch.distributed as dist
 from tqdm import tqdm
 
 from dataset import focus_target
-from fusion import add_fusion_flags, fuse_folder, fuse_stack, open_model, settings_from, write_result
+from fusion import fuse_stack, open_model, settings_from
 from loss import depth_errors, image_quality
 from model import StackMFFV2
+from predict_one_stack import (
+    GO_ON,
+    STACK_ERRORS,
+    StackResult,
+    add_stack_flags,
+    check_stack_flags,
+    fuse_files,
+    open_stack,
+    tell,
+)
 from utils import (
     CsvLog,
     HelpFormatter,
+    Page,
     UserError,
+    check_output,
     command,
     index_by_stem,
     keep_freed_memory,
     list_folders,
-    list_images,
+    list_frames,
     luma,
     read_depth,
     read_image,
+    start_processes,
+    write_together,
 )
 
 STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")
+KINDS = ("fused", "focus_index", "depth", "depth_color", "confidence")
 FIGURES = ("seconds", "psnr_grey", "ssim_grey", "psnr_colour", "ssim_colour", "depth_mse", "depth_mae")
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+class StackScene(NamedTuple):
+    name: str
+    source: Path | tuple[Path, ...]  # a folder, or the frames
+
+    def frames(self) -> Sequence[Path | Page]:
+        return self.source if isinstance(self.source, tuple) else list_frames(self.source)[0]
+
+
+def parse_args(argv=None, description: str = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument("--test_root", required=True, help="directory of datasets")
     files.add_argument("--test_datasets", nargs="+", metavar="NAME", help="datasets to fuse; default: all in the root")
     files.add_argument("--output_dir", required=True)
-    files.add_argument("--skip_existing", action="store_true", help="keep the results that are there, and score them")
-    add_fusion_flags(parser)
+    add_stack_flags(parser)
     return parser.parse_args(argv)
 
 
 @command
 def main(argv=None) -> int:
-    args = parse_args(argv)
+    return predict_all(parse_args(argv), find_scenes)
+
+
+def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[StackScene], list[str]]],
+                fuse: Callable[..., StackResult] = fuse_files, kinds: Sequence[str] = KINDS) -> int:
+    """Fuse and score all datasets, together with the other processes if torchrun started several.
+
+    find: returns a dataset's scenes, and what is wrong with it, in lines. Returns the exit code.
+    """
     keep_freed_memory()
-    model = open_model(args)
-    names = args.test_datasets or [folder.name for folder in list_folders(args.test_root)]
-    fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
-    failures: list[str] = []
-    summary = {}
-    for name in names:
-        try:
-            summary[name] = predict_dataset(Path(args.test_root) / name, Path(args.output_dir) / name, model, args,
-                                            failures)
-        except UserError as error:
-            failures.append(str(error))
-    print_table(summary)
-    log = CsvLog(Path(args.output_dir) / "summary.csv")
+    check_stack_flags(args, many=True)
+    output = check_output(args.output_dir)
+    args.device = str(start_processes(args.device, "gloo"))
+    try:
+        model = open_model(args)
+        names = args.test_datasets or [folder.name for folder in list_folders(args.test_root)]
+        fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
+        predict = functools.partial(predict_scene, model=model, args=args, fuse=fuse, kinds=kinds)
+        failures: list[str] = []
+        summary = {}
+        for name in names:
+            try:
+                scenes, wrong = find(Path(args.test_root) / name)
+                truth = find_truth(Path(args.test_root) / name)
+            except UserError as error:
+                failures.append(str(error))
+                continue
+            summary[name], failed = predict_dataset(scenes, output / name, truth, predict, args)
+            failures += wrong + failed
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(GO_ON) from None
+    finally:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if rank:
+        return 0
+    print_summary(summary)
+    log = CsvLog(output / "summary.csv")
     for name, figures in summary.items():
         log.write({"dataset": name} | figures)
     for failure in failures:
@@ -74,33 +125,48 @@ def main(argv=None) -> int:
     return 1 if failures else 0
 
 
-def predict_dataset(root: Path, output: Path, model: StackMFFV2, args: argparse.Namespace,
-                    failures: list[str]) -> dict[str, float | str]:
-    """Fuse and score a dataset's scenes; what fails is added to `failures`. Returns the mean figures."""
-    scenes = list_folders(find_stacks(root))
-    truth = find_truth(root)
+def predict_dataset(scenes: Sequence[StackScene], output: Path, truth: dict[str, dict[str, Path]],
+                    predict: Callable[[StackScene, Path], float | str],
+                    args: argparse.Namespace) -> tuple[dict[str, float | str], list[str]]:
+    """Fuse and score this process's share of the scenes. Returns all processes' mean figures, and what failed."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     output.mkdir(parents=True, exist_ok=True)
-    log = CsvLog(output / "scores.csv")
-    rows = []
-    for scene in tqdm(scenes, desc=root.name, unit="stack"):
+    log = CsvLog(output / "scores.csv", append=rank > 0)
+    rows: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for scene in tqdm(scenes[rank::world], desc=output.name, unit="stack", disable=rank > 0):
         try:
-            row = {"seconds": predict_scene(scene, output, model, args)} | score_scene(scene, output, truth)
-        except UserError as error:
-            failures.append(str(error))
+            rows[scene.name] = {"seconds": predict(scene, output)} | score_scene(scene, output, truth, args)
+        except STACK_ERRORS as error:
+            failures[scene.name] = str(error) or f"{scene.source}: {type(error).__name__}"
             continue
-        rows.append(row)
-        log.write({"scene": scene.name} | {name: row.get(name, "") for name in FIGURES})
-    means = {"scenes": len(rows)}
+        if rank == 0:
+            write_row(log, scene, rows)
+    if world > 1:
+        parts: list = [None] * world
+        dist.all_gather_object(parts, (rows, failures))
+        rows, failures = ({key: value for part in parts for key, value in part[kind].items()} for kind in (0, 1))
+        if rank == 0:
+            log = CsvLog(output / "scores.csv")
+            for scene in scenes:
+                if scene.name in rows:
+                    write_row(log, scene, rows)
+    means: dict[str, float | str] = {"scenes": len(rows)}
     for name in FIGURES:
-        values = [row[name] for row in rows if row.get(name, "") != ""]
+        values = [row[name] for row in rows.values() if row.get(name, "") != ""]
         means[name] = float(np.mean(values)) if values else ""
-    return means
+    return means, [failures[scene.name] for scene in scenes if scene.name in failures]
 
 
-def find_stacks(root: Path) -> Path:
+def write_row(log: CsvLog, scene: StackScene, rows: dict[str, dict[str, Any]]) -> None:
+    log.write({"scene": scene.name} | {name: rows[scene.name].get(name, "") for name in FIGURES})
+
+
+def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
+    """Return the folders of a dataset's stacks. Raises UserError if there are none."""
     for name in STACK_FOLDERS:
         if (root / name).is_dir():
-            return root / name
+            return [StackScene(folder.name, folder) for folder in list_folders(root / name)], []
     raise UserError(f"{root}: no dataset there; expected {root / STACK_FOLDERS[0]}/SCENE/")
 
 
@@ -111,24 +177,32 @@ def find_truth(root: Path) -> dict[str, dict[str, Path]]:
     return {kind: index_by_stem(folder) if folder.is_dir() else {} for kind, folder in folders.items()}
 
 
-def predict_scene(scene: Path, output: Path, model: StackMFFV2, args: argparse.Namespace) -> float | str:
+def predict_scene(scene: StackScene, output: Path, model: StackMFFV2, args: argparse.Namespace,
+                  fuse: Callable[..., StackResult], kinds: Sequence[str]) -> float | str:
     """Fuse one scene into its files. Returns the seconds from files to arrays, or "" if the results were there."""
-    kinds = ("fused", "focus_index", "depth", "depth_color", "confidence")
-    if args.skip_existing and all((output / kind / f"{scene.name}.png").is_file() for kind in kinds):
+    suffixes = {kind: args.output_format if kind == "fused" else "png" for kind in kinds}
+    places = {f"{kind}.{suffix}": output / kind / f"{scene.name}.{suffix}" for kind, suffix in suffixes.items()}
+    if args.skip_existing and all(place.is_file() for place in places.values()):
         return ""
     begin = time.perf_counter()
-    results = fuse_folder(scene, model, args)  # its arrays are in memory: a GPU has finished
+    frames = scene.frames() if isinstance(scene.source, tuple) else open_stack(scene.source)
+    result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
     seconds = time.perf_counter() - begin
-    for kind in kinds[::-1]:  # the fused picture last
-        write_result(output / kind / f"{scene.name}.png", results[f"{kind}.png"])
+    for notice in result.notices:
+        tell(f"{scene.name}: {notice}")
+    write_together({place: result.encode(name) for name, place in places.items()})
     return seconds
 
 
-def score_scene(scene: Path, output: Path, truth: dict[str, dict[str, Path]]) -> dict[str, float]:
+def score_scene(scene: StackScene, output: Path, truth: dict[str, dict[str, Path]],
+                args: argparse.Namespace) -> dict[str, float]:
     """Compare a scene's result files with the truth there is."""
     scores = {}
+    if args.register != "none" or args.load_transforms:
+        return scores  # registration crops and moves the picture: the truth does not fit it
     if scene.name in truth["aif"]:
-        fused, reference = (read_image(p) for p in (output / "fused" / f"{scene.name}.png", truth["aif"][scene.name]))
+        paths = (output / "fused" / f"{scene.name}.{args.output_format}", truth["aif"][scene.name])
+        fused, reference = (read_image(path) for path in paths)
         check_size(truth["aif"][scene.name], reference, fused)
         pairs = {"grey": [luma(p) * 255 for p in (fused, reference)]}
         if fused.ndim == reference.ndim == 3:
@@ -136,7 +210,7 @@ def score_scene(scene: Path, output: Path, truth: dict[str, dict[str, Path]]) ->
         for kind, pair in pairs.items():
             scores |= {f"{figure}_{kind}": value for figure, value in image_quality(*pair).items()}
     if scene.name in truth["depth"]:
-        num_frames = len(list_images(scene)[0])
+        num_frames = len(scene.frames())
         depth, expected = (read_depth(p) for p in (output / "depth" / f"{scene.name}.png", truth["depth"][scene.name]))
         check_size(truth["depth"][scene.name], expected, depth)
         scores |= depth_errors(depth * (num_frames - 1), focus_target(expected, num_frames), num_frames)
@@ -149,7 +223,7 @@ def check_size(path: Path, truth: np.ndarray, result: np.ndarray) -> None:
                         f"{result.shape[1]}x{result.shape[0]}; replace it to have scores")
 
 
-def print_table(summary: dict[str, dict]) -> None:
+def print_summary(summary: dict[str, dict]) -> None:
     """Print the datasets' mean figures as a Markdown table."""
     print("| dataset | scenes | " + " | ".join(FIGURES) + " |")
     print("|---" * (len(FIGURES) + 2) + "|")

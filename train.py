@@ -10,7 +10,6 @@ events and a picture per validation set. `torchrun --nproc_per_node N train.py .
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from dataset import EqualFramesSampler, MixedStacks, StackFolder, SyntheticStacks
 from loss import depth_errors, focus_loss, image_quality
 from make_datasets.make_dataset import Recipe
-from model import StackMFFV2, count_parameters, model_checkpoint
+from model import StackMFFV2, count_parameters, load_model, model_checkpoint
 from utils import (
     CsvLog,
     HelpFormatter,
@@ -36,11 +35,11 @@ from utils import (
     colorize,
     command,
     keep_freed_memory,
-    pick_device,
     pick_pixels,
     random_generator,
     save_checkpoint,
     seed_everything,
+    start_processes,
     to_uint8,
     write_image,
 )
@@ -98,6 +97,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--save_dir", default="checkpoints")
     group.add_argument("--save_name", default="stackmff_v2")
+    group.add_argument("--init_path", metavar="PATH", help="weights to begin with, of an earlier stage or another set")
     group.add_argument("--resume", action="store_true", help="go on from last.pth, or begin if there is none")
     group.add_argument("--eval_interval", type=int, default=1, help="epochs between validations")
     group.add_argument("--save_minutes", type=float, default=10, help="minutes between checkpoints within an epoch")
@@ -166,7 +166,10 @@ class Run:
     """Everything that a checkpoint restores."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        self.model = StackMFFV2().to(device, memory_format=torch.channels_last)
+        self.model = StackMFFV2()
+        if args.init_path:
+            self.model.load_state_dict(initial_weights(args.init_path))
+        self.model.to(device, memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, args.lr_decay)
@@ -202,6 +205,17 @@ class Run:
         except Exception as error:  # torch raises many kinds
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be resumed ({reason[:80]}); train anew without --resume") from None
+
+
+def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the state of weights with a temperature. Raises UserError for others."""
+    try:
+        model = load_model(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
+    if model.config.readout != "absolute":
+        raise UserError(f"{path}: weights without a learned temperature; begin with ones that train.py wrote")
+    return model.state_dict()
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
@@ -283,18 +297,6 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return value
-
-
-def start_processes(device_name: str) -> torch.device:
-    """Join the other processes if torchrun started this one. Returns this process's device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return pick_device(device_name)
-    device = pick_device(device_name)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
 
 
 @command

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,18 @@ def save_tiff16(path, image, planar=False):
     head = head.ljust(122, b"\0") + struct.pack("<3H", 16, 16, 16)
     head = (head + struct.pack(f"<{2 * count}I", *offsets, *sizes)).ljust(152, b"\0")
     path.write_bytes(head + b"".join(strips))
+
+
+def save_png16(path, samples, colour_type):
+    """Write samples (H, W, C) as a 16-bit PNG of any colour type, byte by byte."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+                     + chunk(b"IEND", b""))
 
 
 @pytest.fixture(scope="session")

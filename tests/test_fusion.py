@@ -4,6 +4,7 @@ import gc
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -214,10 +215,7 @@ def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, ke
 
 
 def test_a_full_disk_is_said_before_the_work(monkeypatch):
-    class Full:
-        f_bavail, f_frsize = 10, 512
-
-    monkeypatch.setattr(fusion.os, "statvfs", lambda _: Full, raising=False)
+    monkeypatch.setattr(fusion.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000))
     with pytest.raises(UserError, match="temporary files; set TMPDIR"):
         Kept((10, 100, 100, 8), torch.float32, in_file=True)
 

@@ -16,8 +16,10 @@ ALLOWED = {  # what a room may import of ours
     "dataset": {"utils", "make_datasets"},
     "make_datasets": {"utils", "make_datasets"},
     "train": {"model", "loss", "dataset", "make_datasets", "fusion", "utils"},
-    "predict_one_stack": {"fusion", "dataset", "loss", "model", "utils"},
-    "predict_datasets": {"fusion", "dataset", "loss", "model", "utils"},
+    "register_stack": {"utils"},
+    "predict_one_stack": {"fusion", "model", "register_stack", "utils"},
+    "predict_datasets": {"predict_one_stack", "fusion", "dataset", "loss", "model", "utils"},
+    "predict_pair_datasets": {"predict_datasets", "predict_one_stack", "model", "utils"},
 }
 FILES = [path for folder in (ROOT, *(ROOT / name for name in ("make_datasets", "benchmarks", "baselines")))
          for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))]
@@ -76,5 +78,5 @@ def test_a_script_answers_help(name, capsys, monkeypatch):
 
 
 def test_the_known_scripts_are_among_them():
-    assert {"train", "predict_one_stack", "predict_datasets", "make_datasets.make_dataset",
+    assert {"train", "predict_one_stack", "predict_datasets", "predict_pair_datasets", "make_datasets.make_dataset",
             "make_datasets.segments_to_depth", "make_datasets.make_demo"} <= set(SCRIPTS)

@@ -1,12 +1,20 @@
-"""Both predictors from files to files on tiny pictures."""
+"""The predictors from files to files on tiny pictures."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import tifffile
+from conftest import ROOT
+from PIL import Image
 
 import predict_datasets
 import predict_one_stack
+import predict_pair_datasets
 from make_datasets.make_dataset import synthesize
 from model import load_model, model_checkpoint
 from utils import (
@@ -82,6 +90,7 @@ def test_reverse_keeps_the_frame_numbers_and_turns_the_depth(predict, write_stac
     plain, _, _ = predict(tmp_path / "near_to_far")
     reverse, _, _ = predict(tmp_path / "far_to_near", "--reverse")
     assert np.array_equal(reverse["focus_index.png"], 4 - plain["focus_index.png"].astype(int))
+    assert np.array_equal(reverse["focus_index.npy"], 4 - plain["focus_index.npy"])
     assert np.array_equal(reverse["fused.png"], pick_pixels(frames[::-1], reverse["focus_index.png"]))
     for name in ("fused.png", "depth.png", "depth_color.png", "confidence.png"):
         assert np.array_equal(reverse[name], plain[name])
@@ -134,6 +143,181 @@ def test_a_blend_of_equal_frames_is_that_frame(predict, write_stack, tmp_path):
         write_image(tmp_path / "in" / f"{k}.png", frame)
     files, _, _ = predict(tmp_path / "in", "--sampling", "blend")
     assert np.array_equal(files["fused.png"], frame)
+
+
+def test_the_fused_picture_carries_the_middle_frames_profile_and_the_maps_do_not(predict, write_stack, tmp_path):
+    write_stack(tmp_path / "in", 3)
+    for k in (1, 2, 3):
+        exif = Image.Exif()
+        exif[272] = f"camera {k}"
+        with Image.open(tmp_path / "in" / f"{k}.png") as frame:
+            frame.save(tmp_path / "in" / f"{k}.png", exif=exif, dpi=(100 * k, 100 * k))
+    for output_format in ("png", "tiff", "jpg"):
+        files, _, _ = predict(tmp_path / "in", "--output_format", output_format)
+        with Image.open(tmp_path / "out" / f"fused.{output_format}") as seen:
+            assert seen.getexif()[272] == "camera 2" and seen.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    with Image.open(tmp_path / "out" / "depth.png") as seen:
+        assert not seen.getexif() and "dpi" not in seen.info
+    assert np.array_equal(files["fused.png"], files["fused.tiff"])
+    assert np.abs(files["fused.png"].astype(int) - files["fused.jpg"]).mean() < 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_z_stack_file_is_fused_at_its_bit_depth(predict, tmp_path, dtype):
+    frames = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (5, 40, 50), dtype)
+    tifffile.imwrite(tmp_path / "z.ome.tif", frames, photometric="minisblack", metadata={"axes": "ZYX"})
+    files, _, _ = predict(tmp_path / "z.ome.tif", "--output_format", "tiff")
+    assert files["fused.tiff"].dtype == dtype
+    assert np.array_equal(files["fused.tiff"], pick_pixels(frames, files["focus_index.png"]))
+
+
+def test_copies_of_a_frame_are_named(predict, write_stack, tmp_path):
+    write_stack(tmp_path / "in", 4)
+    (tmp_path / "in" / "9 copy.png").write_bytes((tmp_path / "in" / "2.png").read_bytes())
+    _, _, errors = predict(tmp_path / "in", "--reverse")
+    assert [line for line in errors if "same picture" in line] == \
+        ["warning: 9 copy.png, 2.png are the same picture; remove copies"]
+
+
+def test_an_overview_is_written_for_any_depth_and_format(predict, write_stack, tmp_path):
+    write_stack(tmp_path / "in", 3, (40, 50), np.uint16)
+    files, _, _ = predict(tmp_path / "in", "--overview", "--output_format", "tiff")
+    assert files["overview.png"].shape == (2 * 288, 3 * 360, 3)
+
+
+def shifted_stack(folder, shuffle=None, num_frames=5):
+    """Write frames of one textured scene whose focus sweeps from left to right, each shifted by 2 more pixels."""
+    rng = np.random.default_rng(3)
+    big = np.kron(rng.random((40, 60, 3)), np.ones((4, 4, 1))) * 0.6 + rng.random((160, 240, 3)) * 0.4
+    depth = np.tile(np.linspace(0, 1, 240, dtype=np.float32), (160, 1))
+    frames, _ = synthesize(big.astype(np.float32), depth, num_frames)
+    frames = [to_uint8(frame)[10:130, 10 + 2 * k : 200 + 2 * k] for k, frame in enumerate(frames)]
+    for name, k in enumerate(shuffle or range(num_frames), 1):
+        write_image(folder / f"{name}.png", frames[k])
+
+
+def test_registration_crops_and_is_reported(run, predict, tmp_path):
+    shifted_stack(tmp_path / "in")
+    files, _, _ = predict(tmp_path / "in", "--register", "phase", "--model", "translation", "--output_format", "tiff")
+    height, width = files["fused.tiff"].shape[:2]
+    assert 100 < height <= 120 and 170 < width < 190
+    assert all(files[name].shape[:2] == (height, width) for name in files)
+
+
+def test_focus_index_counts_by_name_whatever_the_order(predict, tmp_path):
+    shuffle = [3, 0, 4, 1, 2]
+    shifted_stack(tmp_path / "in", shuffle)
+    files, _, _ = predict(tmp_path / "in", "--order", "auto")
+    frames = [read_image(tmp_path / "in" / f"{k}.png") for k in range(1, 6)]
+    assert np.array_equal(files["fused.png"], pick_pixels(frames, files["focus_index.png"]))
+    assert np.array_equal(files["focus_index.png"], np.rint(files["focus_index.npy"]))
+    position = np.rint(files["depth.png"] / 65535 * 4)
+    sweep = np.array(shuffle)[files["focus_index.png"]]  # place in the true sweep
+    assert (position == sweep).all() or (position == 4 - sweep).all()
+
+
+# --------------------------------------------------------------------------- many stacks
+
+
+@pytest.fixture
+def tree(write_stack, tmp_path):
+    """Three stacks in folders, the second broken."""
+    for seed, name in enumerate(("a", "b/deep", "c d")):
+        write_stack(tmp_path / "in" / name, 3, (20, 24), seed=seed)
+    (tmp_path / "in" / "b" / "deep" / "2.png").write_bytes(b"")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def predict_tree(run, sharp_weights, tree, tmp_path):
+    def call(*options):
+        return run(predict_one_stack.main, "--input_dir", tree, "--output_dir", tmp_path / "out", "--recursive",
+                   "--model_path", sharp_weights, "--device", "cpu", *options)
+
+    return call
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_tree_is_fused_and_a_failing_stack_does_not_stop_the_others(predict_tree, tmp_path):
+    code, out, errors = predict_tree()
+    assert code == 1
+    assert contents(tmp_path / "out") == {f"{name}/{file}" for name in ("a", "c d") for file in FILES}
+    assert [line.split(":")[0] for line in out.splitlines()] == [f"{tmp_path}/out/a", f"{tmp_path}/out/c d"]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {tmp_path}/in/b/deep/2.png: not a picture")
+
+
+def test_json_is_all_that_stdout_has(predict_tree, tmp_path):
+    code, out, errors = predict_tree("--json")
+    stacks = json.loads(out)["stacks"]
+    assert code == 1 and [entry["status"] for entry in stacks] == ["fused", "failed", "fused"]
+    assert stacks[0]["names"] == ["1.png", "2.png", "3.png"]
+    assert (stacks[0]["width"], stacks[0]["height"], stacks[0]["colour"], stacks[0]["bits"]) == (24, 20, False, 8)
+    assert stacks[0]["preparation"]["register"] == "none" and stacks[0]["seconds"] > 0
+    assert "not a picture" in stacks[1]["error"] and stacks[2]["output"] == f"{tmp_path}/out/c d"
+    assert any(line.startswith(f"{tmp_path}/out/a: fused.png") for line in errors)
+
+
+def test_json_also_says_why_nothing_was_done(run, tmp_path, weights):
+    code, out, _ = run(predict_one_stack.main, "--input_dir", tmp_path, "--output_dir", tmp_path / "out",
+                       "--model_path", tmp_path / "none.pth", "--json")
+    assert code == 1 and "none.pth: no such weights" in json.loads(out)["error"]
+
+
+def test_a_dry_run_reads_everything_and_writes_nothing(predict_tree, tmp_path):
+    code, out, errors = predict_tree("--dry_run", "--reverse")
+    assert code == 1 and "b/deep/2.png: not a picture" in errors[-1]
+    assert not (tmp_path / "out").exists()
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/in/a: 3 frames, 24x20 grey 8-bit, ") and "GiB" in lines[0]
+    assert [line.strip() for line in lines[1:4]] == ["3.png", "2.png", "1.png"]
+    entries = json.loads(predict_tree("--dry_run", "--json")[1])["stacks"]
+    assert [entry["status"] for entry in entries] == ["planned", "failed", "planned"]
+    assert 0.1 < entries[0]["memory_gib"] < 2
+
+
+def test_existing_stacks_are_skipped_unless_a_file_is_missing(predict_tree, tmp_path):
+    predict_tree()
+    write_image(tmp_path / "out" / "a" / "fused.png", np.zeros((20, 24), np.uint8))
+    (tmp_path / "out" / "c d" / "depth.png").unlink()
+    fused = (tmp_path / "out" / "c d" / "fused.png")
+    made = fused.read_bytes()
+    fused.write_bytes(b"old")
+    _, out, _ = predict_tree("--skip_existing")
+    assert out.splitlines()[0] == f"{tmp_path}/out/a: already there"
+    assert read_image(tmp_path / "out" / "a" / "fused.png").max() == 0
+    assert fused.read_bytes() == made and (tmp_path / "out" / "c d" / "depth.png").is_file()
+
+
+@pytest.mark.parametrize("files_written", [0, 3, 6, 8])
+def test_ctrl_c_leaves_finished_stacks_whole_and_nothing_half(predict_tree, tmp_path, monkeypatch, files_written):
+    """Interrupted in the middle of a file: of the first stack, before or in the second."""
+    write, count = type(tmp_path).write_bytes, []
+
+    def write_bytes(path, data):
+        count.append(path)
+        if len(count) > files_written:
+            write(path, data[: len(data) // 2])
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", write_bytes)
+    code, out, errors = predict_tree("--json")
+    monkeypatch.undo()
+    assert code == 130 and "--skip_existing" in errors[-1]
+    complete = {f"a/{file}" for file in FILES} if files_written >= 6 else set()
+    assert contents(tmp_path / "out") == complete
+    assert json.loads(out)["error"] == "interrupted"
+
+
+def test_results_inside_the_input_are_no_stacks(run, sharp_weights, tree, tmp_path):
+    for _ in range(2):
+        code, out, _ = run(predict_one_stack.main, "--input_dir", tree, "--output_dir", tree / "results", "--recursive",
+                           "--model_path", sharp_weights, "--device", "cpu")
+        assert len(out.splitlines()) == 2
+    assert not (tree / "results" / "results").exists()
 
 
 # --------------------------------------------------------------------------- predict_datasets.py
@@ -279,3 +463,125 @@ def test_depth_is_scored_near_to_far_also_with_reverse(predict_all, tmp_path, te
     reverse = rows(tmp_path / "out" / "A" / "scores.csv")
     for a, b in zip(plain, reverse, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_registered_stacks_are_fused_but_not_scored(predict_all, tmp_path):
+    assert predict_all("--test_datasets", "A", "--register", "phase", "--model", "translation")[0] == 0
+    scores = rows(tmp_path / "out" / "A" / "scores.csv")
+    assert [(row["psnr_grey"], row["depth_mae"]) for row in scores] == [("", "")] * 2
+    code, _, errors = predict_all("--register", "sift", "--save_transforms", tmp_path / "t.json")
+    assert code == 1 and "--save_transforms keeps one stack's transforms" in errors[0]
+
+
+def test_fused_pictures_of_another_format_are_scored_and_skipped(predict_all, tmp_path):
+    assert predict_all("--test_datasets", "A", "--output_format", "tiff")[0] == 0
+    made = (tmp_path / "out" / "A" / "fused" / "scene2.tiff").stat().st_mtime_ns
+    assert predict_all("--test_datasets", "A", "--output_format", "tiff", "--skip_existing")[0] == 0
+    assert (tmp_path / "out" / "A" / "fused" / "scene2.tiff").stat().st_mtime_ns == made
+    assert float(rows(tmp_path / "out" / "A" / "scores.csv")[0]["psnr_grey"]) > 5
+
+
+def test_two_processes_share_the_scenes(predict_all, sharp_weights, test_root, tmp_path):
+    broken = test_root / "A" / "dof_stack" / "scene3"
+    broken.mkdir()
+    assert predict_all()[0] == 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+               str(ROOT / "predict_datasets.py"), "--test_root", str(test_root), "--output_dir", str(tmp_path / "two"),
+               "--model_path", str(sharp_weights), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1 and f"error: {broken}: no pictures in it" in done.stderr
+    assert [line.split("|")[1:3] for line in done.stdout.splitlines()[-2:]] == [[" A ", " 2 "], [" B ", " 1 "]]
+    assert contents(tmp_path / "two") == contents(tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.png"):
+        assert (tmp_path / "two" / path.relative_to(tmp_path / "out")).read_bytes() == path.read_bytes()
+    for name in ("A/scores.csv", "B/scores.csv", "summary.csv"):
+        one, two = ([{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / folder / name)]
+                    for folder in ("out", "two"))
+        assert one == two
+
+
+@pytest.mark.parametrize("rank, share", [(0, ["a", "c"]), (1, ["b"])])
+def test_a_process_fuses_its_share_only(tmp_path, monkeypatch, rank, share):
+    gathered, done = [], []
+    for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", 2)):
+        monkeypatch.setattr(predict_datasets.dist, name, lambda value=value: value)
+    monkeypatch.setattr(predict_datasets.dist, "all_gather_object",
+                        lambda parts, mine: (gathered.append(mine), parts.__setitem__(slice(None), [mine, ({}, {})])))
+    scenes = [predict_datasets.StackScene(name, tmp_path / name) for name in "abc"]
+    args = predict_datasets.parse_args(["--test_root", "in", "--output_dir", "out"])
+    predict_datasets.predict_dataset(scenes, tmp_path / "out", {"aif": {}, "depth": {}},
+                                     lambda scene, output: done.append(scene.name) or 1.0, args)
+    assert done == share and list(gathered[0][0]) == share
+
+
+# --------------------------------------------------------------------------- predict_pair_datasets.py
+
+
+@pytest.fixture
+def predict_pairs(run, sharp_weights, tmp_path):
+    def call(*options):
+        return run(predict_pair_datasets.main, "--test_root", tmp_path / "test", "--output_dir", tmp_path / "out",
+                   "--model_path", sharp_weights, "--device", "cpu", *options)
+
+    return call
+
+
+def write_pair(a, b, seed=0):
+    rng = np.random.default_rng(seed)
+    for path in (a, b):
+        write_image(path, rng.integers(0, 256, (32, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize("layout", ["A/{}.png B/{}.jpg", "A/{}-A.png B/{}_b.png", "imageA/{}_A.png imageB/{}_B.png",
+                                    "source_1/{}.png source_2/{}.png", "{}/A.png {}/B.tif", "{}/a.jpg {}/b.jpg",
+                                    "{}-A.jpg {}-B.jpg"])
+def test_pairs_of_every_layout_are_fused(predict_pairs, tmp_path, layout):
+    root = tmp_path / "test" / "Set"
+    for seed, name in enumerate(("lytro-2", "lytro-10")):
+        write_pair(*(root / part.format(name) for part in layout.split()), seed)
+    code, out, errors = predict_pairs()
+    assert (code, errors) == (0, []) and "| Set | 2 |" in out
+    assert [row["scene"] for row in rows(tmp_path / "out" / "Set" / "scores.csv")] == ["lytro-2", "lytro-10"]
+    for name in ("lytro-2", "lytro-10"):
+        folder = tmp_path / "out" / "Set"
+        pair = [read_image(root / part.format(name)) for part in layout.split()]
+        decision = read_image(folder / "focus_map" / f"{name}.png")
+        assert set(np.unique(decision)) == {0, 255}
+        assert np.array_equal(decision == 255, read_image(folder / "focus_index" / f"{name}.png") == 1)
+        assert np.array_equal(read_image(folder / "fused" / f"{name}.png"), pick_pixels(pair, decision // 255))
+
+
+def test_every_picture_without_partner_is_named_after_the_others_are_done(predict_pairs, tmp_path):
+    root = tmp_path / "test" / "Set"
+    write_pair(root / "A" / "1.png", root / "B" / "1.png")
+    write_pair(root / "A" / "2.png", root / "B" / "3.png")
+    write_pair(root / "A" / "4.png", root / "A" / "4-a.png")
+    write_image(root / "B" / "4.png", np.zeros((32, 40, 3), np.uint8))
+    code, out, errors = predict_pairs()
+    assert code == 1 and "| Set | 1 |" in out
+    assert [line.split(": ")[1] for line in errors[:2]] == [f"{root}/A/2.png", f"{root}/B/3.png"]
+    assert len(errors) == 3 and all(f"A/{name}" in errors[2] for name in ("4.png", "4-a.png"))
+    assert (tmp_path / "out" / "Set" / "fused" / "1.png").is_file()
+
+
+def test_a_scene_folder_without_a_and_b_is_named(predict_pairs, tmp_path):
+    root = tmp_path / "test" / "Set"
+    write_pair(root / "s1" / "A.png", root / "s1" / "B.png")
+    write_pair(root / "s2" / "A.png", root / "s2" / "C.png")
+    code, out, errors = predict_pairs()
+    assert code == 1 and "| Set | 1 |" in out
+    assert len(errors) == 1 and f"{root}/s2: has no A.* and B.*, but A.png, C.png" in errors[0]
+
+
+def test_pairs_are_scored_and_skipped_like_stacks(predict_pairs, tmp_path):
+    root = tmp_path / "test" / "Set"
+    write_pair(root / "A" / "1.png", root / "B" / "1.png")
+    write_image(root / "AiF" / "1.png", read_image(root / "A" / "1.png"))
+    assert predict_pairs()[0] == 0
+    score = rows(tmp_path / "out" / "Set" / "scores.csv")[0]
+    assert float(score["psnr_colour"]) > 5 and score["depth_mae"] == ""
+    sentinel = np.full((32, 40), 255, np.uint8)
+    write_image(tmp_path / "out" / "Set" / "focus_map" / "1.png", sentinel)
+    assert predict_pairs("--skip_existing")[0] == 0
+    assert np.array_equal(read_image(tmp_path / "out" / "Set" / "focus_map" / "1.png"), sentinel)

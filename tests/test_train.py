@@ -146,6 +146,16 @@ def test_a_file_that_is_no_checkpoint_cannot_be_resumed(data, tmp_path, capsys):
     assert "cannot be resumed" in capsys.readouterr().err
 
 
+def test_a_stage_begins_with_the_weights_it_is_given(data, tmp_path, capsys):
+    assert train.main(two_sets(data, tmp_path / "first", "--num_epochs", "1")) == 0
+    best = tmp_path / "first" / "run" / "best.pth"
+    begin = ("--init_path", str(best), "--num_epochs", "1")
+    assert train.main(two_sets(data, tmp_path / "second", *begin, "--lr", "0")) == 0
+    assert_equal(weights(tmp_path / "first"), weights(tmp_path / "second"), **EXACT)
+    assert train.main(two_sets(data, tmp_path / "third", "--init_path", str(tmp_path / "nothing.pth"))) == 1
+    assert "nothing.pth" in capsys.readouterr().err
+
+
 def test_one_batch_can_be_learnt():
     torch.manual_seed(0)
     model = StackMFFV2()

@@ -1,0 +1,107 @@
+"""Fuse datasets of pairs: two pictures of each scene, focused on different parts of it.
+
+    python predict_pair_datasets.py --test_root data/pairs --test_datasets Lytro MFFW --output_dir results
+
+Reads TEST_ROOT/DATASET/{A,B}/NAME.* (also imageA and imageB, source_1 and source_2), DATASET/SCENE/{A,B}.* or
+DATASET/NAME-{A,B}.*; in the first form names may end in -A and -B too. Pairs are matched by name; a picture without
+partner is an error, after all others are done. Results and scores are those of predict_datasets.py, and besides
+focus_map/NAME.png: 0 where the pixel comes from A, 255 where it comes from B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import predict_datasets
+from model import StackMFFV2
+from predict_datasets import KINDS, StackScene, predict_all
+from predict_one_stack import StackResult, fuse_files
+from utils import UserError, command, index_by_stem, list_folders, list_images, natural_key
+
+PAIR_FOLDERS = (("A", "B"), ("imageA", "imageB"), ("source_1", "source_2"))
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    return predict_datasets.parse_args(argv, __doc__)
+
+
+@command
+def main(argv=None) -> int:
+    return predict_all(parse_args(argv), find_pairs, fuse_pair, ("focus_map", *KINDS))
+
+
+def find_pairs(root: Path) -> tuple[list[StackScene], list[str]]:
+    """Return a dataset's pairs in natural order, and a line for every picture without partner."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such directory")
+    for folders in PAIR_FOLDERS:
+        if all((root / folder).is_dir() for folder in folders):
+            return match_sides(*(list_images(root / folder)[0] for folder in folders))
+    if any(strip_side(path.stem) != path.stem for path in root.iterdir() if path.is_file()):
+        pictures = list_images(root)[0]
+        b_side = [path for path in pictures if strip_side(path.stem, "B") != path.stem]
+        return match_sides([path for path in pictures if path not in b_side], b_side)
+    return find_pair_folders(root)
+
+
+def strip_side(stem: str, side: str = "AB") -> str:
+    """Return a name without the -A or _b at its end that says which of the pair it is."""
+    return re.sub(rf"[-_ ][{side}]$", "", stem, flags=re.IGNORECASE)
+
+
+def match_sides(a: Sequence[Path], b: Sequence[Path]) -> tuple[list[StackScene], list[str]]:
+    """Return the pairs of one name, and a line for every picture without partner. Raises UserError without any pair."""
+    by_name: dict[str, tuple[list[Path], list[Path]]] = {}
+    for side, paths in enumerate((a, b)):
+        for path in paths:
+            by_name.setdefault(strip_side(path.stem, "AB"[side]), ([], []))[side].append(path)
+    scenes, wrong = [], []
+    for name in sorted(by_name, key=natural_key):
+        here, there = by_name[name]
+        if len(here) == len(there) == 1:
+            scenes.append(StackScene(name, (here[0], there[0])))
+        elif here and there:
+            wrong.append(f"{', '.join(map(str, here + there))}: more than two of one name; rename or remove one")
+        else:
+            wrong += [f"{path}: no partner of this name; add or rename it" for path in here + there]
+    if not scenes:
+        raise UserError(wrong[0])
+    return scenes, wrong
+
+
+def find_pair_folders(root: Path) -> tuple[list[StackScene], list[str]]:
+    """Return the pairs of a dataset with a folder per scene."""
+    scenes, wrong = [], []
+    for folder in list_folders(root):
+        if folder.name == "AiF" or folder.name.startswith("depth"):  # the truth
+            continue
+        try:
+            sides = {stem.upper(): path for stem, path in index_by_stem(folder).items()}
+        except UserError as error:
+            wrong.append(str(error))
+            continue
+        if {"A", "B"} <= sides.keys():
+            scenes.append(StackScene(folder.name, (sides["A"], sides["B"])))
+        else:
+            names = ", ".join(path.name for path in list_images(folder)[0])
+            wrong.append(f"{folder}: has no A.* and B.*, but {names}; rename them")
+    if not scenes:
+        raise UserError(f"{root}: no pairs there; expected {root}/A/NAME.* and B/NAME.*, or SCENE/A.* and B.*")
+    return scenes, wrong
+
+
+def fuse_pair(frames: Sequence[Path], model: StackMFFV2, args: argparse.Namespace) -> StackResult:
+    """Fuse a pair and add the decision as a black and white picture."""
+    result = fuse_files(frames, model, args)
+    result.files["focus_map.png"] = np.where(result.files["focus_index.png"] > 0, np.uint8(255), np.uint8(0))
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
