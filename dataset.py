@@ -85,6 +85,9 @@ class StackFolder(Dataset):
         target = focus_target(depth, n)
         stack = np.stack([luma(f) for f in frames])
         aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, target * (n - 1))
+        if aif.shape != depth.shape:
+            raise UserError(f"{aif_path}: {aif.shape[1]}x{aif.shape[0]} pixels, its frames have "
+                            f"{depth.shape[1]}x{depth.shape[0]}; replace or remove it")
         rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
         maps = crop_and_flip(np.concatenate((stack, target[None], aif[None])), self.size, rng)
         return make_sample(maps[:n], maps[n], maps[n + 1], key.weight)
@@ -118,6 +121,8 @@ class SyntheticStacks(Dataset):
         other_path = others[rng.integers(len(others))]
         image = luma(read_image(aif_path))
         other = read_image(other_path) if self.from_segments else read_depth(other_path)
+        if other.ndim == 3:
+            raise UserError(f"{other_path}: a label map is grey, one number per segment; this one has colours")
         if other.shape != image.shape:
             raise UserError(f"{other_path}: {other.shape[1]}x{other.shape[0]} pixels, its picture has "
                             f"{image.shape[1]}x{image.shape[0]}; make them equal")

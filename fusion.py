@@ -45,6 +45,7 @@ from utils import (
     pick_device,
     pick_pixels,
     read_image,
+    white_level,
 )
 
 GIB = 1 << 30
@@ -101,6 +102,7 @@ class FrameSource:
         self.progress = progress
         self.same: dict[int, list[int]] = {}  # numbers of the frames read so far, by their pixels' checksum
         self.first = self.load(0)
+        self.white = white_level(self.first)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -187,6 +189,7 @@ class Budget(NamedTuple):
     features_in_file: bool
     probabilities_in_file: bool
     tile: int
+    needed: float  # bytes; more than allowed if one frame needs that much
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings) -> Budget:
@@ -202,14 +205,16 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     blend = num_frames * pixels if settings.sampling == "blend" else 0
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
-    if settings.tile:
-        return Budget(features_in_file, probabilities_in_file, settings.tile)
-    if not settings.max_memory:
-        room = min(room, TILE_MEMORY)
     # of every frame a state of 16 channels, the features and the softmax; of one frame the gates
     bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 6 * number
-    side = math.isqrt(int(max(room, 0.1 * GIB) / bytes_per_pixel)) - 2 * HALO
-    return Budget(features_in_file, probabilities_in_file, max(32, side) * picture_step(settings))
+    step = picture_step(settings)
+    tile = settings.tile
+    if not tile:
+        allowed = room if settings.max_memory else min(room, TILE_MEMORY)
+        tile = max(32, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * HALO) * step
+    region = math.prod(min(tile / step + 2 * HALO, side / step) for side in (height, width))
+    needed = limit - room + max(region * bytes_per_pixel, scoring)
+    return Budget(features_in_file, probabilities_in_file, tile, needed)
 
 
 def picture_step(settings: FusionSettings) -> int:
@@ -236,7 +241,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file)
     try:
         for k, frame in enumerate(source.read_all("scoring")):
-            grey = pad_to_stride(torch.from_numpy(luma(frame)).to(device))[None, None]
+            grey = pad_to_stride(torch.from_numpy(luma(frame, source.white)).to(device))[None, None]
             features = model.intra(grey.contiguous(memory_format=torch.channels_last))
             kept.tensor[k] = features[0].permute(1, 2, 0)
             kept.release_pages()
@@ -372,6 +377,8 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
 def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSettings:
     if args.max_memory is not None and args.max_memory <= 0 or args.tile is not None and args.tile < 1:
         raise UserError("--max_memory and --tile: a number above 0")
+    if args.smooth < 0 or args.smooth and args.sampling == "blend":
+        raise UserError("--smooth: a radius in pixels, and only with --sampling nearest")
     return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.smooth, progress)
 
 

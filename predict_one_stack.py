@@ -18,13 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from fusion import GIB, FrameSource, add_fusion_flags, fuse_stack, open_model, plan_memory, settings_from
@@ -35,7 +33,6 @@ from utils import (
     Metadata,
     Page,
     UserError,
-    available_memory,
     check_output,
     colorize,
     command,
@@ -49,11 +46,9 @@ from utils import (
     write_together,
 )
 
-STACK_ERRORS = (UserError, OSError, MemoryError, torch.cuda.OutOfMemoryError)  # what ends one stack, not the others
+STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
 GO_ON = "add --skip_existing to go on from here"
-
-
 
 
 # --------------------------------------------------------------------------- one stack, as every predictor fuses it
@@ -152,20 +147,8 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
 
 
 def estimate_memory(source: FrameSource, args: argparse.Namespace) -> float:
-    """Return the GiB that fusing will need: the least budget with which it is planned as it is with the flags'."""
-    settings = settings_from(args)
-    side = max(source.size)
-    plan = plan_memory(len(source), *source.size, settings)
-
-    def suffices(limit: float) -> bool:
-        other = plan_memory(len(source), *source.size, replace(settings, max_memory=limit))
-        return other[:2] <= plan[:2] and min(other.tile, side) >= min(plan.tile, side)
-
-    low, high = 0.01, settings.max_memory or available_memory() / 2 / GIB
-    while high - low > 0.02:
-        middle = (low + high) / 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
-    return high
+    """Return the GiB that fusing is planned to need."""
+    return plan_memory(len(source), *source.size, settings_from(args)).needed / GIB
 
 
 # --------------------------------------------------------------------------- command line

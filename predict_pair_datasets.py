@@ -57,10 +57,12 @@ def strip_side(stem: str, side: str = "AB") -> str:
 
 def match_sides(a: Sequence[Path], b: Sequence[Path]) -> tuple[list[StackScene], list[str]]:
     """Return the pairs of one name, and a line for every picture without partner. Raises UserError without any pair."""
+    alike = {path.stem for path in a} & {path.stem for path in b}  # the same name goes before one less -A or -B
     by_name: dict[str, tuple[list[Path], list[Path]]] = {}
     for side, paths in enumerate((a, b)):
         for path in paths:
-            by_name.setdefault(strip_side(path.stem, "AB"[side]), ([], []))[side].append(path)
+            name = path.stem if path.stem in alike else strip_side(path.stem, "AB"[side])
+            by_name.setdefault(name, ([], []))[side].append(path)
     scenes, wrong = [], []
     for name in sorted(by_name, key=natural_key):
         here, there = by_name[name]
@@ -88,6 +90,8 @@ def find_pair_folders(root: Path) -> tuple[list[StackScene], list[str]]:
             continue
         if {"A", "B"} <= sides.keys():
             scenes.append(StackScene(folder.name, (sides["A"], sides["B"])))
+            wrong += [f"{path}: neither A nor B; remove or rename it"
+                      for side, path in sides.items() if side not in ("A", "B")]
         else:
             names = ", ".join(path.name for path in list_images(folder)[0])
             wrong.append(f"{folder}: has no A.* and B.*, but {names}; rename them")

@@ -31,6 +31,7 @@ from utils import (
     HelpFormatter,
     UserError,
     check_alike,
+    check_apart,
     command,
     list_images,
     luma,
@@ -182,23 +183,28 @@ def find_order(frames: Sequence, wish: str, progress: bool = False) -> tuple[lis
 
 
 def black_margins(image: np.ndarray) -> list[int]:
-    """Return the lines of (H, W[, 3]) that are black from the left, top, right and bottom."""
-    black = image <= np.iinfo(image.dtype).max * 8 // 255
-    black = black if image.ndim == 2 else black.all(2)
-    sides = [black.mean(axis) > 0.98 for axis in (0, 1)]
-    sides += [lines[::-1] for lines in sides]
-    return [int(np.argmin(lines)) if not lines.all() else 0 for lines in sides]
+    """Return the lines of (H, W[, 3]) that are black from the left, top, right and bottom; -1: as bright as inside."""
+    grey = luma(image)
+    black = grey <= grey.max() * 8 / 255
+    margins = []
+    for axis in (0, 1):
+        lines, brightness = black.mean(axis) > 0.98, grey.mean(axis)
+        for start in (slice(None), slice(None, None, -1)):
+            count = 0 if lines.all() else int(np.argmin(lines[start]))
+            margins.append(count if count or brightness[start][0] < 0.3 * brightness.mean() else -1)
+    return [margins[k] for k in (0, 2, 1, 3)]
 
 
 def margins_to_cut(margins: np.ndarray, shape: Sequence[int]) -> list[int]:
-    """Return the lines to cut at the left, top, right and bottom: black (N, 4) in some frames, in others not.
+    """Return the lines to cut at the left, top, right and bottom, from every frame's black margins (N, 4).
 
-    Such borders come from another program's alignment. No sharp pixel lies in them, but their edges look sharp.
-    A margin of over a tenth of a side is a dark picture, not a border.
+    Borders that another program's alignment left: black in some frames while another, the one that was not moved, is
+    bright to its edge. No sharp pixel lies in them, but their edges look sharp. A dark background is left alone.
     """
     widest = margins.max(0)
     sides = np.array([shape[1], shape[0]] * 2)
-    cut = np.where((widest > margins.min(0)) & (widest * 10 <= sides), widest + 2, 0)  # 2: mixed by resampling
+    border = (widest > 0) & (margins.min(0) < 0) & (widest * 10 <= sides)
+    cut = np.where(border, widest + 2, 0)  # 2: mixed by resampling
     return [int(lines) for lines in cut]
 
 
@@ -888,6 +894,9 @@ def main(argv=None) -> int:
     check_flags(args)
     frames = list_images(args.input_dir)[0]
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    for source in (args.input_dir, args.load_transforms):
+        if source:
+            check_apart(source, args.output_dir)
     output = open_output(args.output_dir, settings, args.overwrite)
     kept = args.save_transforms
     if args.register != "none":

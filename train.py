@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from dataset import EqualFramesSampler, MixedStacks, StackFolder, SyntheticStacks
@@ -104,6 +105,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--num_workers", type=int, default=4, help="processes that load stacks")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
+    for name in ("batch_size", "num_epochs", "training_image_size", "eval_interval", "repeats"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: at least 1")
+    if min(args.num_frames) < 1:
+        parser.error("--num_frames: at least 1")
     args.val_image_size = args.val_image_size or args.training_image_size
     return args
 
@@ -263,12 +269,13 @@ def train_one_epoch(run: Run, model: torch.nn.Module, loader: DataLoader, sample
 @torch.inference_mode()
 def evaluate(model: StackMFFV2, loader: DataLoader, ce_weight: float,
              device: torch.device) -> tuple[dict[str, float], np.ndarray]:
-    """Return a validation set's mean loss, depth errors, PSNR and SSIM of the fused luma, and one picture of it.
+    """Return a validation set's mean loss, depth errors, PSNR and SSIM of the fused luma, and a picture of it.
 
-    Every stack counts alike. The picture shows the all-in-focus truth, the fused luma, the focus index and its truth.
+    Every stack counts alike. The picture shows of the first stacks the all-in-focus truth, the fused luma, the focus
+    index and its truth.
     """
     model.eval()
-    rows, picture = [], None
+    rows, pictures = [], []
     for batch in loader:
         focus = model(batch["stack"].to(device))
         target = batch["target"].to(device)
@@ -279,9 +286,11 @@ def evaluate(model: StackMFFV2, loader: DataLoader, ce_weight: float,
             fused = pick_pixels(stack, index)
             rows.append({"loss": float(loss)} | depth_errors(index, truth, len(stack))
                         | image_quality(fused * 255, aif * 255))
-            if picture is None:
+            if len(pictures) < 4:
                 grey = [np.repeat(to_uint8(p)[..., None], 3, axis=2) for p in (aif, fused)]
-                picture = np.hstack([*grey, colorize(index / max(len(stack) - 1, 1)), colorize(truth)])
+                row = np.hstack([*grey, colorize(index / max(len(stack) - 1, 1)), colorize(truth)])
+                pictures.append(torch.from_numpy(row).permute(2, 0, 1))
+    picture = make_grid(pictures, nrow=1).permute(1, 2, 0).numpy()
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, picture
 
 
@@ -321,8 +330,11 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     sampler = EqualFramesSampler(data.frame_counts, args.batch_size, num_frames=args.num_frames,
                                  frame_range=frame_range, seed=args.seed, rank=rank, world=world)
     loader = make_loader(data, sampler, args.num_workers)
-    val_loaders = {name: make_loader(part, EqualFramesSampler(part.frame_counts, 1, shuffle=False, seed=args.seed), 0)
-                   for name, part in validation_sets(args).items()}
+    counts = {} if frame_range else {"num_frames": args.num_frames}
+    val_loaders = {}
+    for name, part in validation_sets(args).items():
+        order = EqualFramesSampler(part.frame_counts, 1, shuffle=False, seed=args.seed, **counts)
+        val_loaders[name] = make_loader(part, order, 0)
 
     folder = Path(args.save_dir) / args.save_name
     folder.mkdir(parents=True, exist_ok=True)

@@ -58,8 +58,8 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all
         try:
             return main(argv) or 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except UserError as error:  # from a loader's process it comes with that process's traceback
+            print(f"error: {str(error).split('utils.UserError: ')[-1].strip()}", file=sys.stderr)
         except OSError as error:  # a full disk, a read-only folder: the system's words name the file
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt as stop:
@@ -282,6 +282,13 @@ def check_output(directory: str | Path) -> Path:
     if not os.access(there, os.W_OK):
         raise UserError(f"{there}: must not be written to; give another output directory")
     return directory
+
+
+def check_apart(source: str | Path, output: str | Path) -> None:
+    """Raise UserError if one path lies in the other: --overwrite would remove the source, a walk find the output."""
+    source, output = Path(source).resolve(), Path(output).resolve()
+    if source.is_relative_to(output) or output.is_relative_to(source):
+        raise UserError(f"{output}: overlaps with the input {source}; give an output directory apart from it")
 
 
 def open_output(directory: str | Path, settings: dict, overwrite: bool = False) -> Path:
@@ -663,9 +670,19 @@ def _ascii(text: object) -> str | None:
     return None if text is None else str(text).rstrip("\0").encode("ascii", "replace").decode()
 
 
-def luma(image: np.ndarray) -> np.ndarray:
-    """Return Rec. 601 luma, float32 (H, W) in 0..1: the one grey that training and inference share."""
-    scale = np.float32(1 / np.iinfo(image.dtype).max)
+def white_level(image: np.ndarray) -> int:
+    """Return what counts as white: 255, and for 16 bit the full scale of the bits in use (a 12-bit camera's 4095)."""
+    if image.dtype == np.uint8:
+        return 255
+    return max(255, (1 << int(image.max()).bit_length()) - 1)
+
+
+def luma(image: np.ndarray, white: int | None = None) -> np.ndarray:
+    """Return Rec. 601 luma, float32 (H, W): the one grey that training and inference share.
+
+    0..1 for values 0..white, by default the type's largest.
+    """
+    scale = np.float32(1 / (white or np.iinfo(image.dtype).max))
     if image.ndim == 2:
         return image * scale
     return cv2.transform(image.astype(np.float32), np.float32([[0.299, 0.587, 0.114]]) * scale)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.make_dataset import synthesize, write_frames  # noqa: E402
 from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
-from utils import HelpFormatter, command, open_output, random_generator, to_uint8, write_image  # noqa: E402
+from utils import HelpFormatter, UserError, command, open_output, random_generator, to_uint8, write_image  # noqa: E402
 
 PICTURES = {  # names in skimage.data
     "train": ("camera", "astronaut", "rocket", "immunohistochemistry", "coins", "brick", "hubble_deep_field", "page"),
@@ -96,6 +96,10 @@ def main(argv=None) -> int:
 
 
 def make_sets(args: argparse.Namespace, motorcycle: np.ndarray, motorcycle_depth: np.ndarray) -> None:
+    root = Path(args.sets_dir)
+    others = {path.name for path in root.iterdir()} - {*PICTURES, "made_with.json"} if root.is_dir() else set()
+    if args.overwrite and others:
+        raise UserError(f"{root}: also holds {', '.join(sorted(others))}, which --overwrite would remove; move it")
     root = open_output(args.sets_dir, {"seed": args.seed, "scale": args.scale, "num_frames": args.num_frames},
                        args.overwrite)
     training, testing = ("image_stacks", "depth_maps", "AiF"), ("dof_stack", "depth", "AiF")

@@ -28,7 +28,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import HelpFormatter, UserError, natural_key, open_output, read_image, write_image, written_whole  # noqa: E402
+from utils import (  # noqa: E402
+    HelpFormatter,
+    UserError,
+    check_apart,
+    natural_key,
+    open_output,
+    read_image,
+    write_image,
+    written_whole,
+)
 
 Name = PurePosixPath  # a file's place inside its source
 Choose = Callable[[list[Name]], list[Name]]
@@ -83,13 +92,6 @@ def open_prepared(args: argparse.Namespace, program: str) -> Path:
     for path in (value for value in settings.values() if isinstance(value, Path)):
         check_apart(path, args.output)
     return open_output(args.output, {"program": program, **settings}, args.overwrite)
-
-
-def check_apart(source: Path, output: Path) -> None:
-    """Raise UserError if one path lies in the other: --overwrite would remove the source, a walk find the output."""
-    source, output = source.resolve(), output.resolve()
-    if source.is_relative_to(output) or output.is_relative_to(source):
-        raise UserError(f"{output}: overlaps with the input {source}; give an output directory apart from it")
 
 
 # --------------------------------------------------------------------------- files of a source

@@ -585,3 +585,12 @@ def test_pairs_are_scored_and_skipped_like_stacks(predict_pairs, tmp_path):
     write_image(tmp_path / "out" / "Set" / "focus_map" / "1.png", sentinel)
     assert predict_pairs("--skip_existing")[0] == 0
     assert np.array_equal(read_image(tmp_path / "out" / "Set" / "focus_map" / "1.png"), sentinel)
+
+
+def test_equal_names_go_before_names_that_end_in_a_or_b(predict_pairs, tmp_path):
+    root = tmp_path / "test" / "Rooms"
+    for name in ("room_a", "room_b"):
+        write_pair(root / "A" / f"{name}.png", root / "B" / f"{name}.png")
+    code, _, errors = predict_pairs()
+    assert (code, errors) == (0, [])
+    assert {p.name for p in (tmp_path / "out" / "Rooms" / "fused").iterdir()} == {"room_a.png", "room_b.png"}

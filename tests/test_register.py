@@ -377,3 +377,14 @@ def test_a_dark_background_is_no_border(tmp_path, folder):
     for path, frame in zip(paths, frames, strict=True):
         write_image(path, frame)
     assert prepare_stack(paths, flags(), folder).frames == paths
+
+
+def test_overwrite_never_removes_the_input(tmp_path, capsys):
+    stack = tmp_path / "stack"
+    for k in range(3):
+        write_image(stack / f"{k}.png", np.full((40, 40), k, np.uint8))
+    for output in (stack, stack / "inside"):
+        flags = ["--input_dir", str(stack), "--output_dir", str(output), "--register", "phase", "--overwrite"]
+        assert register_stack.main(flags) == 1
+        assert "overlaps with the input" in capsys.readouterr().err
+    assert len(list(stack.iterdir())) == 3

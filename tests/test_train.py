@@ -139,6 +139,16 @@ def test_missing_data_is_one_line(tmp_path, capsys, flags, words):
     assert words in error and len(error.splitlines()) == 1
 
 
+def test_an_error_in_a_loader_process_is_one_line(data, tmp_path, capfd):
+    wrong = tmp_path / "depth"
+    for k in range(3):
+        write_image(wrong / f"{k}.png", np.zeros((5, 5), np.uint8))
+    flags = two_sets(data, tmp_path, "--train_depth_continuous", str(wrong), "--num_workers", "1")
+    assert train.main(flags) == 1
+    lines = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "5x5 pixels, its frames have 48x40" in lines[0] and "Traceback" not in lines[0]
+
+
 def test_a_file_that_is_no_checkpoint_cannot_be_resumed(data, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pth").write_text("text")

@@ -354,3 +354,9 @@ def test_jpeg_is_read_as_it_is_stored(tmp_path):
     smooth = cv2.GaussianBlur(picture((32, 32, 3)), (0, 0), 5)
     write_image(tmp_path / "a.jpg", smooth)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - smooth).mean() < 3
+
+
+def test_white_is_the_full_scale_of_the_bits_in_use():
+    assert utils.white_level(np.array([[3]], np.uint8)) == 255
+    for top, white in ((4000, 4095), (4096, 8191), (65535, 65535), (9, 255)):
+        assert utils.white_level(np.array([[0, top]], np.uint16)) == white
