@@ -335,8 +335,8 @@ def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarra
 def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, radius: int) -> np.ndarray:
     """Let pixels without confidence take the focus index of confident ones nearby, but not across the guide's edges.
 
-    A guided filter (He et al., 2013) weighted by confidence; all (H, W) float32, the guide in 0..1. A sure pixel keeps
-    its index. Returns the new index, within the old one's range.
+    A guided filter (He et al., 2013) weighted by confidence; all (H, W) float32, the guide in 0..1. Sure pixels and
+    the edges of things keep theirs. Returns the new index, within the old one's range.
     """
     weight = np.maximum(confidence, 1e-3) ** 4  # half sure counts little
 
@@ -349,7 +349,8 @@ def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, r
     covariance = mean(weight * guide * index) / total - guide_mean * index_mean
     slope = covariance / (np.maximum(variance, 0) + 1e-3)
     smoothed = mean(slope) * guide + mean(index_mean - slope * guide_mean)
-    sure = np.clip(confidence, 0, 1) ** 2
+    flat = 2e-4 / (np.maximum(variance, 0) + 2e-4)  # at the edges of things an unsure index is still the best guess
+    sure = 1 - (1 - np.clip(2 * confidence, 0, 1)) * flat
     return np.clip(sure * index + (1 - sure) * smoothed, index.min(), index.max())
 
 

@@ -56,6 +56,18 @@ def load_picture(name: str, rng: np.random.Generator, side: int = 256) -> tuple[
     return image, planes_from_segments(segments, rng)
 
 
+def move_frames(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move each frame (N, H, W, 3) as an unsteady camera does: up to 4 pixels, 0.5 degrees and 1 percent of scale."""
+    height, width = frames.shape[1:3]
+    moved = []
+    for frame in frames:
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-0.5, 0.5), rng.uniform(0.99, 1.01))
+        matrix[:, 2] += rng.uniform(-4, 4, 2)
+        moved.append(cv2.warpAffine(frame, matrix, (width, height), flags=cv2.INTER_CUBIC,
+                                    borderMode=cv2.BORDER_REFLECT_101).clip(0, 1))
+    return np.stack(moved)
+
+
 def write_demo_scene(root: Path, folders: tuple[str, str, str], scene: str, image: np.ndarray, depth: np.ndarray,
                      num_frames: int) -> None:
     """Write root/FOLDER of stacks, depth maps and all-in-focus pictures for one scene, the stack last."""
@@ -77,6 +89,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=0.6, help="of the motorcycle pictures")
     parser.add_argument("--sets_dir", help="also make SETS_DIR/{train,val}/{AiF,depth,image_stacks,depth_maps} and "
                                            "SETS_DIR/test/{Demo,Motorcycle}/{dof_stack,AiF,depth}")
+    parser.add_argument("--unsteady_dir", help="also write the motorcycle stack with every frame moved, to register")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser.parse_args(argv)
@@ -90,6 +103,9 @@ def main(argv=None) -> int:
     if args.overwrite or not stack.is_dir():
         write_frames(stack, synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0])
     print(f"{stack}: {len(list(stack.iterdir()))} frames")
+    if args.unsteady_dir:
+        frames = synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0]
+        write_frames(Path(args.unsteady_dir), move_frames(frames, random_generator(args.seed)))
     if args.sets_dir:
         make_sets(args, image, depth)
     return 0
