@@ -229,7 +229,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                                                                     f"the paper's {' '.join(PAPER_SIZES)}")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels; needs matplotlib")
+    parser.add_argument("--scaling", action="store_true",
+                        help="also the curves over frames and pixels; needs matplotlib")
     parser.add_argument("--max_memory", type=float, metavar="GB", help="our budget; default: half of what is free")
     parser.add_argument("--limit", type=float, default=20, metavar="GB",
                         help="address space of a measurement on the CPU: what needs more does not fit")
