@@ -83,8 +83,9 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
-    with torch.inference_mode(), closing(score_frames(source, model, settings)) as features:
-        with closing(compare_frames(features, source, model, settings)) as focus:
+    budget = plan_memory(len(source), *source.size, settings)
+    with torch.inference_mode(), closing(score_frames(source, model, settings, budget)) as features:
+        with closing(compare_frames(features, source, model, settings, budget)) as focus:
             fused = sample_frames(source, focus)
             if settings.smooth:
                 focus.index = smooth_index(focus.index, focus.confidence, luma(fused), settings.smooth)
@@ -100,7 +101,7 @@ class FrameSource:
             raise UserError("no frames to fuse")
         self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
         self.progress = progress
-        self.same: dict[int, list[int]] = {}  # numbers of the frames read so far, by their pixels' checksum
+        self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
         self.white = white_level(self.first)
 
@@ -114,7 +115,10 @@ class FrameSource:
     @property
     def duplicates(self) -> list[list[int]]:
         """Numbers of the frames that are the same picture, as far as the frames have been read."""
-        return [numbers for numbers in self.same.values() if len(numbers) > 1]
+        same: dict[int, list[int]] = {}
+        for k, checksum in self.checksums.items():
+            same.setdefault(checksum, []).append(k)
+        return [numbers for numbers in same.values() if len(numbers) > 1]
 
     def name(self, k: int) -> Path | Page:
         return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
@@ -131,9 +135,8 @@ class FrameSource:
                 if k + 1 < len(self):
                     ahead = pool.submit(self.load, k + 1)
                 check_alike(self.name(k), frame, self.name(0), self.first)
-                numbers = self.same.setdefault(zlib.crc32(np.ascontiguousarray(frame[::4])), [])
-                if k not in numbers:
-                    numbers.append(k)
+                if k not in self.checksums:  # in the first pass only
+                    self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame[::4]))
                 yield frame
 
 
@@ -232,10 +235,9 @@ def cut_evenly(side: int, tile: int, step: int) -> list[tuple[int, int]]:
 # --------------------------------------------------------------------------- the passes
 
 
-def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Kept:
+def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
     """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, 8), padded size."""
     device = next(model.parameters()).device
-    budget = plan_memory(len(source), *source.size, settings)
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file)
@@ -251,12 +253,12 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     return kept
 
 
-def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
+def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings,
+                   budget: Budget) -> FocusMaps:
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
     n, (height, width) = len(source), source.size
     inter = copy.deepcopy(model.inter).to(torch.bfloat16) if settings.precision == "reduced" else model.inter
     step = picture_step(settings)
-    budget = plan_memory(n, height, width, settings)
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
