@@ -259,6 +259,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     n, (height, width) = len(source), source.size
     inter = copy.deepcopy(model.inter).to(torch.bfloat16) if settings.precision == "reduced" else model.inter
     step = picture_step(settings)
+    readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
@@ -273,7 +274,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                 logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
             here = (slice(top - step * rows.start, bottom - step * rows.start),
                     slice(left - step * columns.start, right - step * columns.start))
-            focus = regress_focus(logits[(..., *here)], model.temperature)
+            focus = regress_focus(logits[(..., *here)], model.temperature, readout)
             there = (slice(top, bottom), slice(left, right))
             maps.index[there] = focus.index[0].cpu().numpy()
             maps.confidence[there] = focus.confidence[0].cpu().numpy()

@@ -180,23 +180,40 @@ class FocusMap(NamedTuple):
 
     index: Tensor  # (B, H, W) focus index in frames, 0..N-1, not rounded
     probabilities: Tensor  # (B, N, H, W)
-    confidence: Tensor  # (B, H, W) 0..1: P of the two frames around the expectation
+    confidence: Tensor  # (B, H, W) 0..1: P of the two frames around the index
     logits: Tensor  # (B, N, H, W)
 
 
 def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: str = "absolute") -> FocusMap:
     """Soft regression (section 3.5, Eq. 6-7): logits (B, N, H, W) -> focus index as an expectation over the frames.
 
-    `absolute` takes the expectation as it is. `stretch` is the published rule: the expectation is stretched by its
-    minimum and maximum over each stack; a constant one is left alone.
+    `absolute` takes the expectation as it is. `peak` takes it over the most probable frame and its two neighbours:
+    between two surfaces P has two peaks, and the expectation lies where neither is. `stretch` is the published rule:
+    the expectation is stretched by its minimum and maximum over each stack; a constant one is left alone.
     """
     probabilities = torch.softmax(logits / temperature, dim=1)
     n = logits.shape[1]
     positions = torch.arange(n, device=logits.device, dtype=logits.dtype)[:, None, None]
-    expected = (probabilities * positions).sum(1)
-    confidence = (probabilities * ((positions - expected[:, None]).abs() < 1)).sum(1)
-    index = stretch_index(expected, n) if readout == "stretch" else expected
+    if readout == "peak":
+        index = expectation_at_peak(probabilities)
+    else:
+        index = (probabilities * positions).sum(1)
+    confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
+    if readout == "stretch":
+        index = stretch_index(index, n)
     return FocusMap(index, probabilities, confidence, logits)
+
+
+def expectation_at_peak(probabilities: Tensor) -> Tensor:
+    """Return the expectation over the most probable frame and its neighbours, (B, N, H, W) -> (B, H, W).
+
+    It rounds to the most probable frame (the sub-pixel MAP estimate of Tulyakov et al., NeurIPS 2018, radius 1).
+    """
+    n = probabilities.shape[1]
+    near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
+    inside = (near >= 0) & (near < n)
+    weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
+    return (weights * near).sum(1) / weights.sum(1)
 
 
 def stretch_index(expected: Tensor, num_frames: int) -> Tensor:
@@ -212,11 +229,11 @@ class ModelConfig:
     channels: tuple[int, ...] = (8, 16, 24, 32, 48, 64)  # five encoder levels and the bottleneck
     groups: int = 4  # of every GroupNorm
     hidden: int = 16  # channels of a ConvGRU state
-    readout: str = "absolute"  # or "stretch": the published checkpoint
+    readout: str = "absolute"  # or "peak": our weights; "stretch": the published checkpoint (`regress_focus`)
 
     def __post_init__(self) -> None:
-        if self.readout not in ("absolute", "stretch"):
-            raise ValueError(f"readout {self.readout!r}: choose absolute or stretch")
+        if self.readout not in ("absolute", "peak", "stretch"):
+            raise ValueError(f"readout {self.readout!r}: choose absolute, peak or stretch")
 
 
 class StackMFFV2(nn.Module):
@@ -226,11 +243,10 @@ class StackMFFV2(nn.Module):
         self.intra = ULDANet(config.channels, config.groups)
         self.inter = BiConvGRU(config.channels[0], config.hidden)
         # logits are sums of two tanh states, within (-2, 2): only a temperature lets P be sharp for many frames
-        log_temperature = torch.tensor(-2.0 if config.readout == "absolute" else 0.0)
-        if config.readout == "absolute":
-            self.log_temperature = nn.Parameter(log_temperature)
+        if config.readout == "stretch":
+            self.register_buffer("log_temperature", torch.tensor(0.0), persistent=False)
         else:
-            self.register_buffer("log_temperature", log_temperature, persistent=False)
+            self.log_temperature = nn.Parameter(torch.tensor(-2.0))
         self.apply(initialise)
 
     @property
@@ -240,13 +256,15 @@ class StackMFFV2(nn.Module):
     def forward(self, stack: Tensor, fast: bool = False) -> FocusMap:
         """Regress the focus map of grey stacks (B, N, H, W) in 0..1, frames in focal order, any N >= 1, H and W.
 
-        `fast` compares the frames at half resolution: a quarter of the work with the same kernels.
+        `fast` compares the frames at half resolution: a quarter of the work with the same kernels. In training mode a
+        `peak` is read as the whole expectation: its gradient reaches every frame.
         """
         volume = self.focus_volume(stack, fast)
         logits = self.inter(volume)
         if fast:
             logits = upsample_logits(logits, *stack.shape[-2:])
-        return regress_focus(logits.float(), self.temperature, self.config.readout)
+        readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
+        return regress_focus(logits.float(), self.temperature, readout)
 
     def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
         """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""

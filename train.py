@@ -28,7 +28,7 @@ from tqdm import tqdm
 from dataset import EqualFramesSampler, MixedStacks, StackFolder, SyntheticStacks
 from loss import depth_errors, focus_loss, image_quality
 from make_datasets.make_dataset import Recipe
-from model import StackMFFV2, count_parameters, load_model, model_checkpoint
+from model import ModelConfig, StackMFFV2, count_parameters, load_model, model_checkpoint
 from utils import (
     CsvLog,
     HelpFormatter,
@@ -172,7 +172,7 @@ class Run:
     """Everything that a checkpoint restores."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        self.model = StackMFFV2()
+        self.model = StackMFFV2(ModelConfig(readout="peak"))
         if args.init_path:
             self.model.load_state_dict(initial_weights(args.init_path))
         self.model.to(device, memory_format=torch.channels_last)
@@ -219,7 +219,7 @@ def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:
         model = load_model(path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-    if model.config.readout != "absolute":
+    if model.config.readout == "stretch":
         raise UserError(f"{path}: weights without a learned temperature; begin with ones that train.py wrote")
     return model.state_dict()
 

@@ -102,6 +102,26 @@ def test_after_a_step_every_parameter_has_a_gradient():
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_peak_readout_is_the_expectation_around_the_most_probable_frame():
+    p = torch.tensor([[0.02, 0.1, 0.03, 0.01, 0.2, 0.44, 0.2], [0.7, 0.2, 0.0, 0.0, 0.0, 0.05, 0.05],
+                      [0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3]])
+    focus = regress_focus(p.T.log().reshape(1, 7, 1, 3), readout="peak")
+    expected = [5.0, 0.2 / 0.9, 6 - 0.2 / 0.5]  # two surfaces; at either end of the stack
+    np.testing.assert_allclose(focus.index[0, 0].numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(focus.confidence[0, 0].numpy(), [0.44, 0.9, 0.5], rtol=1e-5)
+
+
+def test_peak_is_for_reading_and_training_takes_the_whole_expectation():
+    torch.manual_seed(1)
+    model, stack = StackMFFV2(ModelConfig(readout="peak")), torch.rand(1, 6, 32, 32)
+    focus = model(stack)
+    whole = (focus.probabilities * torch.arange(6)[:, None, None]).sum(1)
+    torch.testing.assert_close(focus.index, whole)
+    focus = model.eval()(stack)
+    assert torch.equal(focus.index.round(), focus.probabilities.argmax(1).float())
+    assert not torch.allclose(focus.index, whole, atol=0.1)
+
+
 def test_absolute_readout_is_the_expectation_and_a_low_temperature_the_maximum():
     logits = torch.tensor([0.0, 1.0, 0.5]).reshape(1, 3, 1, 1)
     p = torch.softmax(logits.flatten(), 0)
