@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from baselines.selection import sml_index  # noqa: E402
 from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames  # noqa: E402
@@ -147,24 +147,6 @@ def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: in
 
 
 # --------------------------------------------------------------------------- methods
-
-
-def sml_index(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """Return per pixel the first frame with the largest modified Laplacian |2I-l-r| + |2I-u-d| in a 9x9 box mean.
-
-    frames: N x (H, W[, 3]) uint8; the index is int (H, W), 0..N-1. Nayar & Nakagawa, Shape from Focus, 1994.
-    """
-    best = index = None
-    for k, frame in enumerate(frames):
-        grey, kernel = luma(frame), np.float32([[-1, 2, -1]])
-        laplacian = sum(np.abs(cv2.filter2D(grey, -1, k2, borderType=cv2.BORDER_REPLICATE))
-                        for k2 in (kernel, kernel.T))
-        focus = cv2.blur(laplacian, (9, 9))
-        if best is None:
-            best, index = focus, np.zeros(focus.shape, np.intp)
-        index[focus > best] = k
-        best = np.maximum(best, focus)
-    return index
 
 
 def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
