@@ -20,6 +20,7 @@ ALLOWED = {  # what a room may import of ours
     "predict_one_stack": {"fusion", "model", "register_stack", "utils"},
     "predict_datasets": {"predict_one_stack", "fusion", "dataset", "loss", "model", "utils"},
     "predict_pair_datasets": {"predict_datasets", "predict_one_stack", "model", "utils"},
+    "evaluate": {"predict_datasets", "dataset", "loss", "utils"},
 }
 FILES = [path for folder in (ROOT, *(ROOT / name for name in ("make_datasets", "benchmarks", "baselines")))
          for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))]
