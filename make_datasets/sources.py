@@ -1,7 +1,8 @@
-"""What the training sources share: find the pictures, name the scenes, filter, write one flat folder.
+"""What the prepared sources share: find the pictures, name the scenes, filter, write one flat folder.
 
 A source is a folder or an archive (.zip, .tar, .tar.gz). A prepared one is OUTPUT/AiF/SCENE.png and, where the source
-has true depth, OUTPUT/depth/SCENE.png (grey, near = 0): what `make_dataset.py` reads.
+has true depth, OUTPUT/depth/SCENE.png (grey, near = 0): what `make_dataset.py` reads. What only the test sets share
+is in `stack_sets.py`.
 """
 
 from __future__ import annotations
@@ -60,22 +61,23 @@ def fraction(text: str) -> float:
 
 
 def source_parser(text: str, source: str, splits: Collection[str] = (), *, uniform: bool = False,
-                  depth: bool = False) -> argparse.ArgumentParser:
+                  depth: bool = False, made: str = "") -> argparse.ArgumentParser:
     """Return a parser with the options that the sources share; `text` is the script's docstring.
 
-    source: what --input and --split stand for, no such options if empty. uniform, depth: whether the script filters
-    uniform pictures and writes true depth.
+    source: what --input stands for, no such option if empty. splits: the first is the default, no --split if empty.
+    uniform, depth: whether the script filters uniform pictures and writes true depth. made: what --output gets.
     """
     parser = argparse.ArgumentParser(description=text.splitlines()[0],
                                      formatter_class=HelpFormatter)
+    made = made or "AiF/SCENE.png" + (" and depth/SCENE.png" if depth else "")
     if source:
         group = parser.add_argument_group("input")
         group.add_argument("--input", type=Path, required=True, help=f"{source} as folder, .zip, .tar or .tar.gz")
-        group.add_argument("--split", choices=list(splits), default="train",
-                           help="which part of it; not used if --input is that part's own folder")
+        if splits:
+            group.add_argument("--split", choices=list(splits), default=next(iter(splits)),
+                               help="which part of it; not used if --input is that part's own folder")
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, required=True,
-                       help="folder to make, with AiF/SCENE.png" + (" and depth/SCENE.png" if depth else ""))
+    group.add_argument("--output", type=Path, required=True, help=f"folder to make, with {made}")
     group.add_argument("--overwrite", action="store_true", help="replace what other settings made in --output")
     if uniform:
         group.add_argument("--max_uniform", type=fraction, default=0.2,
@@ -235,14 +237,18 @@ def depth_picture(far: np.ndarray, valid: np.ndarray | None = None, bits: int = 
     near, span = float(far[valid].min()), float(np.ptp(far[valid]))
     top = 2**bits - 1
     grey = np.rint((np.where(valid, far, near) - near) / (span or 1) * top)
-    grey = grey.astype(np.uint16 if bits == 16 else np.uint8)
-    if not valid.all():
-        _, label = cv2.distanceTransformWithLabels((~valid).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5,
-                                                   labelType=cv2.DIST_LABEL_PIXEL)
-        value = np.zeros(label.max() + 1, grey.dtype)
-        value[label[valid]] = grey[valid]
-        grey = value[label]
-    return grey
+    return fill_invalid(grey.astype(np.uint16 if bits == 16 else np.uint8), valid)
+
+
+def fill_invalid(grey: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return (H, W) with each pixel that is not valid replaced by the nearest valid one; at least one has to be."""
+    if valid.all():
+        return grey
+    _, label = cv2.distanceTransformWithLabels((~valid).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5,
+                                               labelType=cv2.DIST_LABEL_PIXEL)
+    value = np.zeros(label.max() + 1, grey.dtype)
+    value[label[valid]] = grey[valid]
+    return value[label]
 
 
 def check_valid(valid: np.ndarray, least: float) -> None:

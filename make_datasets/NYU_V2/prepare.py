@@ -4,7 +4,7 @@ Reads nyu_depth_v2_labeled.mat: `images` (1449, 3, 640, 480) and the in-painted 
 two folders of pictures and depths exported from it, with the same names. The authors' steps: the central 460x620 of
 480x640, minimum and maximum of each picture to 0 and 1 (near = 0, linear in metres), 1349 for training and 100 held
 out. The split is drawn by picture, as theirs: pictures of one room can fall on both sides.
-Writes OUTPUT/{train,val}/{AiF,depth}/SCENE.png.
+Writes OUTPUT/{train,val}/{AiF,depth}/SCENE.png; `prepare_test.py` makes the test set of the held-out pictures.
 
     python make_datasets/NYU_V2/prepare.py --mat nyu_depth_v2_labeled.mat --output data/NYU_V2
 """
@@ -28,6 +28,7 @@ CROP = (460, 620)  # height, width without the border
 TOTAL, VAL = 1449, 100
 
 Load = Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]  # scene -> picture, distance, valid
+LoadCropped = Callable[[str], tuple[np.ndarray, np.ndarray]]  # scene -> picture, depth picture
 
 
 def centre_crop(image: np.ndarray, size: tuple[int, int] = CROP) -> np.ndarray:
@@ -87,8 +88,8 @@ def opened_folders(pictures: Path, depths: Path) -> Iterator[tuple[list[str], Lo
     yield list(images), load
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = source_parser(__doc__, "", depth=True)
+def add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the pictures are and which are held out."""
     group = parser.add_argument_group("input: --mat, or --images and --depths")
     group.add_argument("--mat", type=Path, help="nyu_depth_v2_labeled.mat (needs h5py)")
     group.add_argument("--images", type=Path, help="folder of exported pictures, 480x640")
@@ -96,10 +97,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("split")
     group.add_argument("--val_count", type=int, help=f"pictures held out; default {VAL} of the {TOTAL}")
     group.add_argument("--seed", type=int, default=0, help="draws which pictures are held out")
+
+
+def parse_checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; they have to name one source."""
     args = parser.parse_args(argv)
     if bool(args.mat) == bool(args.images) or bool(args.images) != bool(args.depths):
         parser.error("give either --mat, or --images and --depths")
     return args
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = source_parser(__doc__, "", depth=True)
+    add_input_flags(parser)
+    return parse_checked(parser, argv)
 
 
 def held_out(total: int, val_count: int | None) -> int:
@@ -113,12 +124,10 @@ def held_out(total: int, val_count: int | None) -> int:
     return count
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+@contextlib.contextmanager
+def opened_parts(args: argparse.Namespace) -> Iterator[tuple[tuple[list[str], list[str]], LoadCropped]]:
+    """Yield (train, val) scene names and the function that reads one: picture, depth picture. Raises UserError."""
     with opened_mat(args.mat) if args.mat else opened_folders(args.images, args.depths) as (names, load):
-        parts = split_names(names, held_out(len(names), args.val_count), args.seed)
-        output = open_prepared(args, "make_datasets/NYU_V2/prepare.py")
 
         def cropped(scene: str) -> tuple[np.ndarray, np.ndarray]:
             try:
@@ -127,8 +136,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             except ValueError as error:
                 raise UserError(f"{args.mat or args.images}: picture {scene}: {error}; replace it") from None
 
+        yield split_names(names, held_out(len(names), args.val_count), args.seed), cropped
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with opened_parts(args) as (parts, load):
+        output = open_prepared(args, "make_datasets/NYU_V2/prepare.py")
         for folder, scenes in zip(("train", "val"), parts, strict=True):
-            write_scenes(output / folder, {scene: scene for scene in scenes}, cropped)
+            write_scenes(output / folder, {scene: scene for scene in scenes}, load)
 
 
 if __name__ == "__main__":
