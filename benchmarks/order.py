@@ -1,12 +1,17 @@
-"""How well `--order auto` finds the focal order of shuffled frames.
+"""Quality over the order, the reach and the length of a sweep (Fig. 19 of the paper), and what `--order auto` finds.
 
-    python benchmarks/order.py                                             # Motorcycle, nothing to get, 10 seconds
-    python benchmarks/order.py --photos photos/images --segments photos/segments --stacks STACK ...
+    python benchmarks/order.py                                             # Motorcycle, nothing to get, 3 minutes
+    python benchmarks/order.py --photos photos/images --segments photos/segments --published stackmff_v2.pth
+    python benchmarks/order.py --part auto --stacks STACK ...              # 10 seconds
 
-Stacks are made of Motorcycle (scikit-image) and the photos, and shuffled; real stacks (folders in focal order by name)
-are shuffled as they are. Prints a Markdown table: Kendall's tau between the order found and the true one (its absolute
-value, as sharpness does not know the direction), the share of stacks in exactly the true order, and the share of
-ordered and of shuffled stacks that the program warns of.
+`--part fusion` fuses stacks in order, reversed, shuffled and put in order by `--order auto`; sweeps with frames before
+and after the scene; and 2 to 40 frames. It writes order.csv, a row per stack and method, order.md, the means, and
+order.png. The same command goes on after an interruption. Needs matplotlib.
+
+`--part auto` shuffles stacks of Algorithm 1, lenses and cameras, and real ones (folders in focal order by name), and
+finds their order again. It prints Kendall's tau between the order found and the true one (its absolute value, as
+sharpness does not know the direction), the share of stacks in exactly the true order, and the share of ordered and of
+shuffled stacks that the program warns of.
 """
 
 from __future__ import annotations
@@ -18,14 +23,151 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.quality import Group, list_scenes, make_stack  # noqa: E402
+from baselines import BASELINES  # noqa: E402
+from benchmarks.quality import (  # noqa: E402
+    METHODS,
+    Group,
+    Method,
+    Scene,
+    Stack,
+    digest,
+    list_scenes,
+    make_stack,
+    read_rows,
+    score,
+)
+from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
 from make_datasets.make_dataset import Recipe  # noqa: E402
 from register_stack import focus_features, focus_signature, order_by_sharpness, rank_agreement  # noqa: E402
-from utils import HelpFormatter, UserError, command, list_images, random_generator, read_image  # noqa: E402
+from utils import (  # noqa: E402
+    CsvLog,
+    HelpFormatter,
+    command,
+    keep_freed_memory,
+    list_images,
+    open_output,
+    random_generator,
+    read_image,
+    written_whole,
+)
+
+# --------------------------------------------------------------------------- the fused picture (Fig. 19)
+
+
+class Condition(NamedTuple):
+    """How a stack of Algorithm 1 is made and arranged; equal ones in two panels are one row of the CSV."""
+
+    num_frames: int
+    overshoot: int = 0  # frames before, and as many after the scene
+    order: str = "ordered"  # or reversed, shuffled, auto
+
+    @property
+    def name(self) -> str:
+        return f"n{self.num_frames}_overshoot{self.overshoot}_{self.order}"
+
+
+PANELS = {
+    "order of 16 frames": {"ordered": Condition(16), "reversed": Condition(16, order="reversed"),
+                           "shuffled": Condition(16, order="shuffled"),
+                           "shuffled, --order auto": Condition(16, order="auto")},
+    "frames before + in + after the scene": {f"{k} + 12 + {k}": Condition(12 + 2 * k, k) for k in (0, 2, 4, 8)},
+    "frames": {str(n): Condition(n) for n in (2, 3, 5, 8, 12, 16, 24, 32, 40)},
+}
+
+
+def make_arranged(scene: Scene, condition: Condition, max_side: int | None = None, seed: int = 0) -> Stack:
+    """Make a scene's stack and arrange its frames; the true index counts in the new order."""
+    n, recipe = condition.num_frames, Recipe(before=condition.overshoot, after=condition.overshoot)
+    stack = make_stack(scene, Group("", (n,), recipe), max_side, seed)
+    shuffle = random_generator(seed, scene.number, 2).permutation(n)
+    if condition.order == "shuffled":
+        return arrange(stack, shuffle)
+    if condition.order == "auto":
+        features = focus_features([focus_signature(frame) for frame in stack.frames[shuffle]])
+        return arrange(stack, shuffle[order_by_sharpness(features)[0]])
+    return arrange(stack, np.arange(n)[:: -1 if condition.order == "reversed" else 1])
+
+
+def arrange(stack: Stack, order: np.ndarray) -> Stack:
+    """Return the stack whose frame k is frame order[k] of the given one."""
+    places = np.arange(len(order))
+    index = np.interp(stack.index, places, np.argsort(order)).astype(np.float32)  # whole numbers stay whole
+    return stack._replace(frames=stack.frames[order], index=index)
+
+
+def fusing_methods(args: argparse.Namespace) -> dict[str, Method]:
+    """Return the columns: ours, the published weights, the arg-max of a focus measure. Loads the weights."""
+
+    def network(path: str, speed: str):
+        model = open_model(argparse.Namespace(model_path=path, device=args.device))
+        return lambda stack: fuse_stack(stack.frames, model, FusionSettings(speed))[:2], digest(path)
+
+    runs = {"ours_fast" if speed == "fast" else "ours": network(args.model_path, speed) for speed in args.speed}
+    if args.published:
+        runs["published"] = network(args.published, "full")
+    runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
+    return {name: Method(METHODS[name], *run) for name, run in runs.items()}
+
+
+def compare_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
+    """Fuse and score all conditions, those that are in the CSV excepted; write and print the table."""
+    settings = {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
+    output = open_output(args.output_dir, settings, args.overwrite)
+    methods, rows = fusing_methods(args), read_rows(output / "order.csv")
+    log = CsvLog(output / "order.csv", append=True)
+    conditions = dict.fromkeys(condition for panel in PANELS.values() for condition in panel.values())
+    for condition, scene in tqdm([(c, s) for c in conditions for s in scenes], unit="stack"):
+        missing = {(condition.name, scene.name, name, m.made_by): m for name, m in methods.items()}
+        missing = {key: m for key, m in missing.items() if key not in rows}
+        stack = make_arranged(scene, condition, args.max_side, args.seed) if missing else None
+        for key, method in missing.items():
+            rows[key] = (dict(zip(("group", "scene", "method", "made_by"), key, strict=True))
+                         | score(stack, *method.run(stack)))
+            log.write(rows[key])
+    means = {(condition, name): np.mean([[float(rows[condition.name, scene.name, name, method.made_by][figure])
+                                          for figure in ("psnr", "ssim")] for scene in scenes], axis=0)
+             for condition in conditions for name, method in methods.items()}
+    draw_orders(output / "order.png", means, methods)
+    table = order_table(means, methods, len(scenes))
+    with written_whole(output / "order.md") as part:
+        part.write_text(table)
+    print(table, end="")
+
+
+def order_table(means: dict, methods: dict[str, Method], num_scenes: int) -> str:
+    """Return PSNR and SSIM as a Markdown table, a row per condition."""
+    lines = [f"| PSNR / SSIM, mean of {num_scenes} | " + " | ".join(m.title for m in methods.values()) + " |",
+             "|---" * (len(methods) + 1) + "|"]
+    for panel, conditions in PANELS.items():
+        for label, condition in conditions.items():
+            cells = ["{:.2f} / {:.4f}".format(*means[condition, name]) for name in methods]
+            lines.append(f"| {panel}: {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_orders(path: Path, means: dict, methods: dict[str, Method]) -> None:
+    """Draw PSNR over the conditions, a panel for each kind."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    for axes, (panel, conditions) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+        style = "o" if panel.startswith("order") else "o-"  # orders are no scale
+        for name, method in methods.items():
+            axes.plot([label.replace(", ", ",\n") for label in conditions],
+                      [means[condition, name][0] for condition in conditions.values()], style, label=method.title)
+        axes.set_xlabel(panel)
+        axes.margins(x=0.12)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("PSNR, dB")
+    figure.axes[-1].legend()
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=100)
+
+
+# --------------------------------------------------------------------------- --order auto
 
 GROUPS = {
     "Algorithm 1, N = 5": Group("", (5,)),
@@ -58,24 +200,12 @@ def score_order(signatures: Sequence[np.ndarray], rng: np.random.Generator) -> S
     return Score(tau, tau == 1, order_by_sharpness(features)[1] is False, sweep is False)
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--photos", help="all-in-focus photos, 8 bit")
-    parser.add_argument("--segments", help="their segments, by name: depth is made of them")
-    parser.add_argument("--depth", help="or their depth maps")
-    parser.add_argument("--stacks", nargs="+", default=[], metavar="DIR", help="real stacks, in focal order by name")
-    parser.add_argument("--shuffles", type=int, default=5, help="of every stack")
-    parser.add_argument("--max_side", type=int, help="cut the pictures to this")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+def shuffles_of(signatures: Sequence[np.ndarray], args: argparse.Namespace) -> list[Score]:
+    return [score_order(signatures, random_generator(args.seed, k)) for k in range(args.shuffles)]
 
 
-@command
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    if args.photos and not (args.segments or args.depth):
-        raise UserError("--photos needs --segments or --depth")
-    scenes = list_scenes(args.photos, args.segments, args.depth)
+def find_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
+    """Shuffle every stack, find its order and print the table."""
     results: dict[str, list[Score]] = {}
     with tqdm(total=len(GROUPS) * len(scenes) + len(args.stacks), unit="stack", leave=False) as bar:
         for title, group in GROUPS.items():
@@ -88,11 +218,6 @@ def main(argv=None) -> int:
             results[f"{Path(folder).name} ({len(signatures)} frames)"] = shuffles_of(signatures, args)
             bar.update()
     print_results(results)
-    return 0
-
-
-def shuffles_of(signatures: Sequence[np.ndarray], args: argparse.Namespace) -> list[Score]:
-    return [score_order(signatures, random_generator(args.seed, k)) for k in range(args.shuffles)]
 
 
 def print_results(results: dict[str, list[Score]]) -> None:
@@ -102,6 +227,47 @@ def print_results(results: dict[str, list[Score]]) -> None:
     for title, scores in results.items():
         tau, exact, ordered, shuffled = np.mean(np.array(scores, float), axis=0)
         print(f"| {title} | {len(scores)} | {tau:.3f} | {exact:.0%} | {ordered:.0%} | {shuffled:.0%} |")
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--part", choices=("fusion", "auto"), default="fusion",
+                        help="score the fused pictures, or the order that --order auto finds")
+    stacks = parser.add_argument_group("stacks")
+    stacks.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
+    stacks.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
+    stacks.add_argument("--depth", help="their depth maps, near = 0")
+    stacks.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
+    stacks.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
+    stacks.add_argument("--seed", type=int, default=0)
+    fusion = parser.add_argument_group("--part fusion")
+    fusion.add_argument("--output_dir", default="results/order", help="folder of order.csv, order.md and order.png")
+    fusion.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    fusion.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    fusion.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
+    fusion.add_argument("--speed", nargs="+", choices=("full", "fast"), default=["full"], help="columns of ours")
+    fusion.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    auto = parser.add_argument_group("--part auto")
+    auto.add_argument("--stacks", nargs="+", default=[], metavar="DIR", help="real stacks, in focal order by name")
+    auto.add_argument("--shuffles", type=int, default=5, help="of every stack")
+    args = parser.parse_args(argv)
+    if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
+        parser.error("--photos needs --segments or --depth, one of the two")
+    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
+        parser.error("--max_scenes and --max_side: a number above 0")
+    return args
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
+    (compare_orders if args.part == "fusion" else find_orders)(args, scenes)
+    return 0
 
 
 if __name__ == "__main__":

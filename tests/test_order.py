@@ -151,7 +151,7 @@ def test_real_stacks(name, shared):
 def test_the_benchmark_prints_its_table(run, write_sweep, monkeypatch):
     folder = write_sweep(range(8))[0].parent
     monkeypatch.setattr(benchmark, "GROUPS", {"Algorithm 1, N = 5": benchmark.GROUPS["Algorithm 1, N = 5"]})
-    arguments = ("--max_side", "160", "--shuffles", "2", "--stacks", folder)
+    arguments = ("--part", "auto", "--max_side", "160", "--shuffles", "2", "--stacks", folder)
     code, out, lines = run(benchmark.main, *arguments)
     rows = out.splitlines()
     assert code == 0 and not lines and len(rows) == 4

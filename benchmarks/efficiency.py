@@ -1,0 +1,304 @@
+"""Seconds, parameters and multiply-adds of our network and the baselines (Tables 2 and 3 and Fig. 1 of the paper).
+
+    python benchmarks/efficiency.py --output_dir results/efficiency
+
+Seconds run from the files to the fused picture in memory. At every size the methods take turns (A B A B ..) on the
+same stack, and medians are compared; a GPU is warmed up with the stack first. Writes table2 and table3 as .csv and
+.md and flops.png. The same command goes on after an interruption. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import thop
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from baselines import BASELINES  # noqa: E402
+from benchmarks.speed import PAPER_SIZES, write_stack  # noqa: E402
+from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
+from model import StackMFFV2, count_parameters  # noqa: E402
+from utils import (  # noqa: E402
+    CsvLog,
+    HelpFormatter,
+    UserError,
+    command,
+    keep_freed_memory,
+    list_images,
+    open_output,
+    pick_device,
+    read_image,
+    written_whole,
+)
+
+OURS = {"full": "ours, full", "fast": "ours, fast"}  # by FusionSettings.speed
+SIDE = 256  # pixels, of the pictures for which the paper counts multiply-adds
+
+Fuse = Callable[[Sequence[Path]], np.ndarray]
+
+
+class Entry(NamedTuple):
+    """A row of Table 2."""
+
+    method: str
+    kind: str  # CPU or GPU
+    processor: str  # its name
+    fuse: Fuse
+
+    @property
+    def title(self) -> str:
+        return title(self.method)
+
+
+# --------------------------------------------------------------------------- seconds (Table 2)
+
+
+def list_entries(args: argparse.Namespace) -> list[Entry]:
+    """Return ours on every device and the baselines on the CPU. Loads the weights."""
+
+    def network(speed: str, device: torch.device) -> Fuse:
+        model = open_model(argparse.Namespace(model_path=args.model_path, device=str(device)))
+        return lambda paths: fuse_stack(paths, model, FusionSettings(speed)).fused
+
+    def baseline(method: str) -> Fuse:
+        return lambda paths: BASELINES[method].fuse([read_image(path) for path in paths])
+
+    cpu, devices = torch.device("cpu"), [pick_device(name) for name in args.devices]
+    entries = [Entry(method, "CPU" if device == cpu else "GPU", processor_name(device), network(method, device))
+               for method in args.methods if method in OURS for device in devices]
+    return entries + [Entry(method, "CPU", processor_name(cpu), baseline(method))
+                      for method in args.methods if method not in OURS]
+
+
+def processor_name(device: torch.device) -> str:
+    """Return the name of a device's processor, and of a CPU the threads that PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
+    except (OSError, StopIteration):  # not Linux
+        name = platform.processor() or platform.machine()
+    return f"{name}, threads: {torch.get_num_threads()}"
+
+
+def warm_up(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
+    """Fuse a tiny stack, which loads all libraries. Returns the entries that can, and why the others cannot."""
+    able, failures = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        write_stack(Path(folder), 2, 64, 64)
+        for entry in entries:
+            try:
+                entry.fuse(list_images(folder)[0])
+                able.append(entry)
+            except UserError as error:
+                failures.append(f"{entry.title}: {error}")
+    return able, failures
+
+
+def take_turns(size: str, entries: Sequence[Entry], rounds: int, limit: float, bar: tqdm) -> list[float]:
+    """Return each entry's median seconds for a stack, `NxWIDTHxHEIGHT`; what exceeds the limit runs only once."""
+    seconds: list[list[float]] = [[] for _ in entries]
+    with tempfile.TemporaryDirectory() as folder:
+        write_stack(Path(folder), *map(int, size.split("x")))
+        paths = list_images(folder)[0]
+        for turn in range(rounds):
+            for entry, times in zip(entries, seconds, strict=True):
+                bar.set_postfix_str(f"{entry.title}, {size}")
+                if turn == 0 and entry.kind == "GPU":
+                    entry.fuse(paths)  # it chooses its kernels by the stack's size
+                if turn == 0 or times[0] <= limit:
+                    times.append(time_once(entry.fuse, paths))
+                bar.update()
+    return [statistics.median(times) for times in seconds]
+
+
+def time_once(fuse: Fuse, paths: Sequence[Path]) -> float:
+    wait_for_gpu()
+    begin = time.perf_counter()
+    fuse(paths)
+    wait_for_gpu()
+    return time.perf_counter() - begin
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def read_seconds(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the rows of table2.csv, {(method, processor): {stack: seconds}}."""
+    seconds: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                seconds[row["method"], row["processor"]][row["stack"]] = float(row["seconds"])
+    return seconds
+
+
+def work(size: str) -> int:
+    """Return the pixels of all frames together."""
+    return math.prod(map(int, size.split("x")))
+
+
+def too_slow(seconds: dict[str, float], size: str, limit: float) -> bool:
+    """Tell whether a smaller stack took longer than the limit."""
+    return any(taken > limit for other, taken in seconds.items() if work(other) < work(size))
+
+
+def table2(entries: Sequence[Entry], seconds: dict, args: argparse.Namespace) -> str:
+    """Return the seconds as a Markdown table; its caption names the hardware."""
+    lines = ["| seconds | runs on | " + " | ".join(args.sizes) + " |", "|---" * (len(args.sizes) + 2) + "|"]
+    for entry in entries:
+        taken = seconds[entry.method, entry.processor]
+        late = {size: f"> {args.limit_seconds:g}" for size in args.sizes if too_slow(taken, size, args.limit_seconds)}
+        cells = [f"{taken[size]:.3g}" if size in taken else late.get(size, "") for size in args.sizes]
+        lines.append(f"| {entry.title} | {entry.kind} | " + " | ".join(cells) + " |")
+    hardware = dict.fromkeys(f"{entry.kind}: {entry.processor}" for entry in entries)
+    lines += ["", f"Seconds for frames x width x height, from the files to the fused picture; median of {args.rounds} "
+                  f"rounds in turns, of one if it took longer than {args.limit_seconds:g} s. `> X`: not run, a smaller "
+                  "stack took longer.",
+              "; ".join((*hardware, f"PyTorch {torch.__version__}")) + "."]
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------- operations (Table 3, Fig. 1)
+
+
+@functools.cache
+def count_multiply_adds(speed: str, num_frames: int) -> float:
+    """Return the multiply-adds of a stack of 256 x 256 as thop counts them: the paper's 2.75 G are those of N = 2."""
+    model = StackMFFV2().to("meta")  # shapes suffice: nothing is calculated
+    stack = torch.empty(1, num_frames, SIDE, SIDE, device="meta")
+    return thop.profile(model, (stack, speed == "fast"), verbose=False)[0]
+
+
+def table3(methods: Sequence[str], frames: Sequence[int]) -> tuple[list[dict], str]:
+    """Return parameters and multiply-adds as rows for a CSV and as a Markdown table."""
+    rows = []
+    for method in methods:
+        counts = {f"N = {n}": count_multiply_adds(method, n) if method in OURS else "" for n in frames}
+        rows.append({"method": method, "parameters": count_parameters(StackMFFV2()) if method in OURS else 0} | counts)
+    lines = ["| multiply-adds | parameters | " + " | ".join(list(rows[0])[2:]) + " |",
+             "|---" * (len(frames) + 2) + "|"]
+    for row in rows:
+        cells = [f"{value / 1e9:.3f} G" if value else "-" for value in list(row.values())[2:]]
+        lines.append(f"| {title(row['method'])} | {row['parameters']:,} | " + " | ".join(cells) + " |")
+    lines += ["", f"Multiply-adds of N frames of {SIDE}x{SIDE} as thop counts them; -: not a network. The paper's "
+                  "network has 51,524 parameters, ours one more, the temperature."]
+    return rows, "\n".join(lines) + "\n"
+
+
+def draw_flops(path: Path) -> None:
+    """Draw the multiply-adds over N, one-shot and for fusing pair after pair as two-image networks must (Fig. 1)."""
+    frames = [2, 10, 20, 30, 40]
+    pair = count_multiply_adds("full", 2)
+    curves = {title(speed): [count_multiply_adds(speed, n) for n in frames] for speed in OURS}
+    curves["the same network, pair after pair"] = [pair * (n - 1) for n in frames]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, counts in curves.items():
+        axes.plot(frames, np.array(counts) / 1e9, "--" if "pair" in label else "o-", label=label)
+    axes.set(xlabel="frames N", ylabel=f"multiply-adds at {SIDE}x{SIDE}, G", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=110)
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def title(method: str) -> str:
+    return OURS[method] if method in OURS else BASELINES[method].title
+
+
+def stack_size(text: str) -> str:
+    """Check NxWIDTHxHEIGHT."""
+    numbers = text.split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text}: expected FRAMESxWIDTHxHEIGHT, such as 15x960x540")
+    return text
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--output_dir", default="results/efficiency")
+    files.add_argument("--overwrite", action="store_true", help="measure anew, also what is there")
+    methods = parser.add_argument_group("methods")
+    methods.add_argument("--methods", nargs="+", choices=[*OURS, *BASELINES], default=[*OURS, *BASELINES],
+                         metavar="METHOD", help="rows: %(choices)s")
+    methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    methods.add_argument("--devices", nargs="+", default=list(dict.fromkeys(("cpu", pick_device().type))),
+                         metavar="DEVICE", help="where ours run: cpu, cuda, cuda:1, mps")
+    amount = parser.add_argument_group("amount")
+    amount.add_argument("--sizes", nargs="+", type=stack_size, default=list(PAPER_SIZES), metavar="NxWxH",
+                        help="columns of Table 2, frames x width x height; default: the paper's five datasets")
+    amount.add_argument("--rounds", type=int, default=3)
+    amount.add_argument("--limit_seconds", type=float, default=60,
+                        help="a method that takes longer for a stack runs there only once and on no larger stack")
+    amount.add_argument("--frames", nargs="+", type=int, default=[2, 5, 10, 20, 40], metavar="N",
+                        help="columns of Table 3")
+    args = parser.parse_args(argv)
+    if min(args.rounds, *args.frames) < 1:
+        parser.error("--rounds and --frames: numbers above 0")
+    return args
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    cv2.setNumThreads(torch.get_num_threads())  # the baselines': OMP_NUM_THREADS holds for all
+    output = open_output(args.output_dir, {"rounds": args.rounds}, args.overwrite)
+    log, seconds = CsvLog(output / "table2.csv", append=True), read_seconds(output / "table2.csv")
+    entries = list_entries(args)
+    able, failures = warm_up(entries)
+    with tqdm(total=len(args.sizes) * len(able) * args.rounds, unit="run") as bar:
+        for size in sorted(args.sizes, key=work):
+            missing = [e for e in able if size not in (taken := seconds[e.method, e.processor])
+                       and not too_slow(taken, size, args.limit_seconds)]
+            bar.update((len(able) - len(missing)) * args.rounds)
+            medians = take_turns(size, missing, args.rounds, args.limit_seconds, bar) if missing else []
+            for entry, median in zip(missing, medians, strict=True):
+                seconds[entry.method, entry.processor][size] = median
+                log.write({"stack": size, "method": entry.method, "processor": entry.processor,
+                           "seconds": f"{median:.5g}"})
+    rows, operations = table3(args.methods, args.frames)
+    log = CsvLog(output / "table3.csv")
+    for row in rows:
+        log.write(row)
+    draw_flops(output / "flops.png")
+    tables = {"table2.md": table2(entries, seconds, args), "table3.md": operations}
+    for name, text in tables.items():
+        with written_whole(output / name) as part:
+            part.write_text(text)
+    print(*tables.values(), sep="\n", end="")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
