@@ -11,7 +11,9 @@ import argparse
 import copy
 import itertools
 import math
+import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import (
+    BiConvGRU,
     StackMFFV2,
     load_model,
     pad_to_stride,
@@ -49,7 +52,7 @@ from utils import (
 )
 
 GIB = 1 << 30
-TILE_MEMORY = GIB // 4  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
+TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
 HALO = 24  # pixels of the recurrent stage around a tile: a step reaches 2, but what is 24 away no longer matters
 
 
@@ -60,6 +63,7 @@ class FusionSettings:
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
+    compile: bool = False  # torch.compile for the recurrent stage: half a minute at first, then faster
     smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
     progress: bool = False
 
@@ -257,7 +261,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                    budget: Budget) -> FocusMaps:
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
     n, (height, width) = len(source), source.size
-    inter = copy.deepcopy(model.inter).to(torch.bfloat16) if settings.precision == "reduced" else model.inter
+    inter = recurrent_stage(model, settings)
     step = picture_step(settings)
     readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
@@ -290,6 +294,19 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if model.config.readout == "stretch":
         maps.index = stretch_index(torch.from_numpy(maps.index)[None], n)[0].numpy()
     return maps
+
+
+def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
+    """Return the model's recurrent stage as the settings want it. The model stays as it is."""
+    inter = model.inter
+    if settings.precision == "reduced" or settings.compile:
+        inter = copy.deepcopy(inter)
+    if settings.precision == "reduced":
+        inter.to(torch.bfloat16)
+    if settings.compile:  # only the step: its convolutions stay, what lies between them becomes one pass
+        for cell in (inter.ahead, inter.back):
+            cell.compile()
+    return inter
 
 
 def with_halo(start: int, stop: int, side: int, step: int) -> range:
@@ -372,6 +389,8 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
                        help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
     group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
                        help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the recurrent stage: takes half a minute, then stacks are faster")
     group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
                        help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
     group.add_argument("--max_memory", type=float, metavar="GB", help="memory budget; default: half of what is free")
@@ -383,7 +402,10 @@ def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSet
         raise UserError("--max_memory and --tile: a number above 0")
     if args.smooth < 0 or args.smooth and args.sampling == "blend":
         raise UserError("--smooth: a radius in pixels, and only with --sampling nearest")
-    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.smooth, progress)
+    if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
+        raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
+    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,
+                          args.smooth, progress)
 
 
 def open_model(args: argparse.Namespace) -> StackMFFV2:

@@ -3,8 +3,8 @@
     python benchmarks/speed.py --output_dir benchmarks/results
 
 Every measurement is a process of its own; methods take turns (A B C A B C ..) on the same stack and the medians are
-compared. Seconds run from the files to the fused picture, without starting Python. Writes speed.csv, speed.md and
-scaling.png (seconds and memory over frames and over pixels).
+compared. Seconds run from the files to the fused picture, without starting Python and compiling. Writes speed.csv,
+speed.md and scaling.png (seconds and memory over frames and over pixels).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fusion import FusionSettings, fuse_stack  # noqa: E402
-from make_datasets.make_demo import load_motorcycle  # noqa: E402
 from model import BiConvGRU, StackMFFV2, load_model, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
 from utils import (  # noqa: E402
     CsvLog,
@@ -47,11 +47,14 @@ ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
     "plain": None,
     "full": FusionSettings(),
+    "compiled": FusionSettings(compile=True),
     "reduced": FusionSettings(precision="reduced"),
     "fast": FusionSettings(speed="fast"),
     "fast reduced": FusionSettings(speed="fast", precision="reduced"),
 }
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
+SCALES = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 100)],
+          "megapixels, 8 frames": [f"8x{w}x{w * 3 // 4}" for w in (400, 800, 1200, 1600, 2000)]}
 PAPER_SIZES = ("16x640x480", "15x960x544", "15x960x540", "20x1024x768", "16x620x460")
 
 
@@ -106,10 +109,10 @@ def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_
     if settings is not None:
         keep_freed_memory()
         model = model.to(memory_format=torch.channels_last)
-        settings = FusionSettings(settings.speed, precision=settings.precision, max_memory=max_memory)
-    if device.type == "cuda":
-        for _ in range(2):  # warm-up
-            run_once(model, paths, settings)
+        settings = replace(settings, max_memory=max_memory)
+    warm_up = 2 if device.type == "cuda" else 1 if settings and settings.compile else 0
+    for _ in range(warm_up):
+        run_once(model, paths, settings)
     begin = time.perf_counter()
     run_once(model, paths, settings)
     seconds = time.perf_counter() - begin
@@ -143,6 +146,7 @@ def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dic
 
 def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
     """Write frames whose sharp region moves from left to right, made from the Motorcycle picture, repeated."""
+    from make_datasets.make_demo import load_motorcycle  # not in the processes that are measured
     tile = load_motorcycle()[0]
     repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
     sharp = np.tile(tile, repeats)[:height, :width]
@@ -215,6 +219,18 @@ def plot(path: Path, curves: dict[str, dict[str, dict[str, dict]]], methods: lis
     figure.savefig(path, dpi=90)
 
 
+def tell_growth(method: str, over_frames: dict[str, dict[str, dict]]) -> None:
+    """Print how memory grows from 10 to 100 frames, without the features that ours stores of every frame."""
+    rest = []
+    for size in (size for size in over_frames if size.split("x")[0] in ("10", "100") and method in over_frames[size]):
+        n, width, height = (int(number) for number in size.split("x"))
+        stored = n * width * height * 8 / 2**30 if METHODS[method] else 0  # 8 channels of 4 bytes at half resolution
+        rest.append(over_frames[size][method]["gigabytes"] - stored)
+    if len(rest) == 2:
+        print(f"{method}: {rest[0]:.2f} GB for 10 frames of 640x480, {rest[1]:.2f} GB for 100, "
+              f"{'beyond the stored features, ' if METHODS[method] else ''}{rest[1] / rest[0]:.2f} times")
+
+
 def size_axis(size: str, label: str) -> float:
     n, width, height = (int(number) for number in size.split("x"))
     return n if label.startswith("frames") else width * height / 1e6
@@ -257,12 +273,12 @@ def main(argv=None) -> int:
     (output / "speed.md").write_text(text + "\n")
     print(text)
     if args.scaling:
-        scales = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 80)],
-                  "megapixels, 8 frames": [f"8x{w}x{w * 3 // 4}" for w in (400, 800, 1200, 1600, 2000)]}
         methods = [m for m in ("plain", "full", "fast") if m in args.methods]
         curves = {label: {size: compare(size, methods, args, log) for size in tqdm(sizes, unit="stack")}
-                  for label, sizes in scales.items()}
+                  for label, sizes in SCALES.items()}
         plot(output / "scaling.png", curves, methods)
+        for method in methods:
+            tell_growth(method, curves["frames of 640x480"])
     return 0
 
 

@@ -1,0 +1,93 @@
+"""What tiles and 16-bit numbers change against the plain forward pass of the whole stack.
+
+    python benchmarks/exactness.py [--published stackmff_v2.pth]                              # 5 minutes
+
+Two Markdown tables, on stacks made from Motorcycle (scikit-image). Tiles: the share of pixels that come from another
+frame than in the plain forward pass, and the largest difference of a logit, for several widths of the halo. Precision:
+PSNR of the fused luma, and what `--precision reduced` and `--speed fast` change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import fusion  # noqa: E402
+from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score  # noqa: E402
+from fusion import FusionSettings, fuse_stack  # noqa: E402
+from model import StackMFFV2, load_model, regress_focus  # noqa: E402
+from utils import HelpFormatter, command, keep_freed_memory, luma  # noqa: E402
+
+HALOS = (0, 4, 8, 16, 24, 32)
+TILE = 96  # pixels: many seams
+STACKS = ("n8", "n16", "n40", "noise4", "lens")
+
+
+def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, float]]:
+    """Yield for each of HALOS the share of pixels 0..1 from another frame, and the largest difference of a logit."""
+    with torch.inference_mode():
+        plain = model(torch.from_numpy(np.stack([luma(frame) for frame in stack.frames]))[None])
+    nearest = plain.index[0].round().numpy()
+    for halo in HALOS:
+        largest = []
+
+        def compare(logits: torch.Tensor, *others, largest=largest):
+            """Stand in for `regress_focus`, which gets every tile in the order of `compare_frames`."""
+            (top, bottom), (left, right) = places[len(largest)]
+            largest.append(float((logits - plain.logits[..., top:bottom, left:right]).abs().max()))
+            return regress_focus(logits, *others)
+
+        cuts = [fusion.cut_evenly(side, TILE, 1) for side in nearest.shape]
+        places = [(rows, columns) for rows in cuts[0] for columns in cuts[1]]
+        with mock.patch.object(fusion, "HALO", halo), mock.patch.object(fusion, "regress_focus", compare):
+            index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
+        yield float((np.rint(index) != nearest).mean()), max(largest)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    parser.add_argument("--published", metavar="PATH", help="also the authors' weights")
+    parser.add_argument("--stacks", nargs="+", choices=list(GROUPS), default=list(STACKS), metavar="GROUP",
+                        help="stacks of benchmarks/quality.py")
+    parser.add_argument("--max_side", type=int, default=320, metavar="PIXELS", help="cut the picture")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    models = {"ours": load_model(args.model_path)}
+    if args.published:
+        models["published"] = load_model(args.published)
+    stacks = {name: make_stack(Scene("motorcycle", 0), GROUPS[name], args.max_side) for name in args.stacks}
+    print("| weights, stack | " + " | ".join(f"halo {halo}" for halo in HALOS) + " |", "|---" * (len(HALOS) + 1) + "|",
+          sep="\n")
+    for weights, model in models.items():
+        for name, stack in stacks.items():
+            found = tqdm(compare_halos(model, stack), total=len(HALOS), desc=f"{weights} {name}", leave=False)
+            cells = [f"{share:.4%}, {difference:.1e}" for share, difference in found]
+            print(f"| {weights}, {GROUPS[name].title} | " + " | ".join(cells) + " |", flush=True)
+    variants = {"reduced": FusionSettings(precision="reduced"), "fast": FusionSettings(speed="fast"),
+                "fast, reduced": FusionSettings(speed="fast", precision="reduced")}
+    print("\n| PSNR, ours | full | " + " | ".join(variants) + " |", "|---" * (len(variants) + 2) + "|", sep="\n")
+    for name, stack in stacks.items():
+        full, *others = (score(stack, *fuse_stack(stack.frames, models["ours"], settings)[:2])["psnr"]
+                         for settings in (FusionSettings(), *variants.values()))
+        print(f"| {GROUPS[name].title} | {full:.2f} | " + " | ".join(f"{p - full:+.3f}" for p in others) + " |",
+              flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
