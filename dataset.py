@@ -97,15 +97,17 @@ class SyntheticStacks(Dataset):
     """Stacks synthesised from pictures with depth maps or segments, anew in every epoch.
 
     With segments, the depth is a plane per segment, or at times a ramp or a smooth field.
-    recipe None draws one per stack (`random_recipe`).
+    recipe None draws one per stack (`random_recipe`, without the parts named in leave_out).
     """
 
     def __init__(self, aif_dir: str | Path, size: int, *, depth_dir: str | Path | None = None,
                  segment_dirs: Sequence[str | Path] = (), recipe: Recipe | None = Recipe(),  # noqa: B008 (frozen)
-                 augment: bool = True, seed: int = 0, subset: float = 1.0, repeats: int = 1) -> None:
+                 leave_out: Sequence[str] = (), augment: bool = True, seed: int = 0, subset: float = 1.0,
+                 repeats: int = 1) -> None:
         if bool(depth_dir) == bool(segment_dirs):
             raise UserError(f"{aif_dir}: needs depth maps or segments, one of the two")
         self.size, self.recipe, self.augment, self.seed = size, recipe, augment, seed
+        self.leave_out = tuple(leave_out)
         self.from_segments = not depth_dir
         sources = [match_scenes(aif_dir, directory) for directory in segment_dirs or [depth_dir]]
         names = take_subset(list(sources[0]), subset, seed)
@@ -133,7 +135,7 @@ class SyntheticStacks(Dataset):
         if self.augment and rng.random() < 0.1:  # low contrast
             image = image.mean() + (image - image.mean()) * rng.uniform(0.1, 0.8)
         depth = self.draw_depth(other, rng) if self.from_segments else other
-        recipe = self.recipe or random_recipe(key.num_frames, rng)
+        recipe = self.recipe or random_recipe(key.num_frames, rng, self.leave_out)
         stack, index = synthesize(image.astype(np.float32), depth, key.num_frames, recipe, rng)
         stack = np.rint(stack * 255) / np.float32(255)  # what an 8-bit file keeps
         return make_sample(stack, index / max(key.num_frames - 1, 1), image, key.weight)

@@ -53,7 +53,9 @@ from utils import (
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
-HALO = 24  # pixels of the recurrent stage around a tile: a step reaches 2, but what is 24 away no longer matters
+# pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
+# (benchmarks/exactness.py); the published weights look further
+HALO, PUBLISHED_HALO = 16, 64
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
-    budget = plan_memory(len(source), *source.size, settings)
+    budget = plan_memory(len(source), *source.size, settings, halo_of(model))
     with torch.inference_mode(), closing(score_frames(source, model, settings, budget)) as features:
         with closing(compare_frames(features, source, model, settings, budget)) as focus:
             fused = sample_frames(source, focus)
@@ -197,9 +199,14 @@ class Budget(NamedTuple):
     probabilities_in_file: bool
     tile: int
     needed: float  # bytes; more than allowed if one frame needs that much
+    halo: int  # pixels of the recurrent stage
 
 
-def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings) -> Budget:
+def halo_of(model: StackMFFV2) -> int:
+    return PUBLISHED_HALO if model.config.readout == "stretch" else HALO
+
+
+def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO) -> Budget:
     """Fit the passes into `settings.max_memory`. The sizes follow from the tensors' shapes."""
     limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
     number = 2 if settings.precision == "reduced" else 4  # bytes
@@ -218,10 +225,10 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     tile = settings.tile
     if not tile:
         allowed = room if settings.max_memory else min(room, TILE_MEMORY)
-        tile = max(32, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * HALO) * step
-    region = math.prod(min(tile / step + 2 * HALO, side / step) for side in (height, width))
+        tile = max(32, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
+    region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + max(region * bytes_per_pixel, scoring)
-    return Budget(features_in_file, probabilities_in_file, tile, needed)
+    return Budget(features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
 
 
 def picture_step(settings: FusionSettings) -> int:
@@ -272,7 +279,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     try:
         for (top, bottom), (left, right) in tqdm(list(tiles), desc="comparing", unit="tile", leave=False,
                                                  disable=not source.progress):
-            rows, columns = with_halo(top, bottom, height, step), with_halo(left, right, width, step)
+            rows, columns = (with_halo(*part, step, budget.halo)
+                             for part in ((top, bottom, height), (left, right, width)))
             logits = inter(VolumeWindow(features.tensor, rows, columns, step, next(inter.parameters()))).float()
             if step == 2:
                 logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
@@ -309,9 +317,9 @@ def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
     return inter
 
 
-def with_halo(start: int, stop: int, side: int, step: int) -> range:
+def with_halo(start: int, stop: int, side: int, step: int, halo: int) -> range:
     """Return the pixels of the recurrent stage for a tile's picture pixels start..stop of `side`."""
-    return range(max(0, start // step - HALO), min(math.ceil(side / step), math.ceil(stop / step) + HALO))
+    return range(max(0, start // step - halo), min(math.ceil(side / step), math.ceil(stop / step) + halo))
 
 
 class VolumeWindow(Sequence):

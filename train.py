@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, MixedStacks, StackFolder, SyntheticStacks
 from loss import depth_errors, focus_loss, image_quality
-from make_datasets.make_dataset import Recipe
+from make_datasets.make_dataset import PARTS, Recipe
 from model import ModelConfig, StackMFFV2, count_parameters, load_model, model_checkpoint
 from utils import (
     CsvLog,
@@ -77,6 +77,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                            help="their label maps; of several folders one is drawn per stack")
     group.add_argument("--recipe", choices=("paper", "diverse"), default="paper",
                        help="paper: Algorithm 1; diverse: lenses, cameras and sweeps as they are")
+    group.add_argument("--leave_out", nargs="+", choices=list(PARTS), default=[],
+                       help="parts of the diversity to train without, for ablations; validation keeps them")
     group.add_argument("--num_frames", type=int, nargs="+", default=[8, 12, 16, 20, 24],
                        help="frames of a stack; two numbers with --recipe diverse: a range, drawn log-uniformly")
     group.add_argument("--repeats", type=int, default=1, help="stacks per picture and epoch")
@@ -138,7 +140,7 @@ def training_set(args: argparse.Namespace) -> MixedStacks:
         parts.append(SyntheticStacks(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
                                      segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
                                      recipe=Recipe() if args.recipe == "paper" else None,
-                                     subset=args.subset_fraction_train))
+                                     leave_out=args.leave_out, subset=args.subset_fraction_train))
     if not parts:
         raise UserError("no training set: give --train_stack and --train_depth_continuous, or --train_aif")
     return MixedStacks(parts)

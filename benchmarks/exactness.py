@@ -27,7 +27,7 @@ from fusion import FusionSettings, fuse_stack  # noqa: E402
 from model import StackMFFV2, load_model, regress_focus  # noqa: E402
 from utils import HelpFormatter, command, keep_freed_memory, luma  # noqa: E402
 
-HALOS = (0, 4, 8, 16, 24, 32)
+HALOS = (0, 4, 8, 16, 32, 64)
 TILE = 96  # pixels: many seams
 STACKS = ("n8", "n16", "n40", "noise4", "lens")
 
@@ -37,20 +37,18 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
     with torch.inference_mode():
         plain = model(torch.from_numpy(np.stack([luma(frame) for frame in stack.frames]))[None])
     nearest = plain.index[0].round().numpy()
+    across = len(fusion.cut_evenly(nearest.shape[1], TILE, 1))  # tiles
     for halo in HALOS:
-        largest = []
+        logits = []
 
-        def compare(logits: torch.Tensor, *others, largest=largest):
-            """Stand in for `regress_focus`, which gets every tile in the order of `compare_frames`."""
-            (top, bottom), (left, right) = places[len(largest)]
-            largest.append(float((logits - plain.logits[..., top:bottom, left:right]).abs().max()))
-            return regress_focus(logits, *others)
+        def keep(tile_logits: torch.Tensor, *others, logits=logits):
+            logits.append(tile_logits)
+            return regress_focus(tile_logits, *others)
 
-        cuts = [fusion.cut_evenly(side, TILE, 1) for side in nearest.shape]
-        places = [(rows, columns) for rows in cuts[0] for columns in cuts[1]]
-        with mock.patch.object(fusion, "HALO", halo), mock.patch.object(fusion, "regress_focus", compare):
+        with mock.patch.multiple(fusion, halo_of=lambda _, halo=halo: halo, regress_focus=keep):
             index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
-        yield float((np.rint(index) != nearest).mean()), max(largest)
+        whole = torch.cat([torch.cat(logits[k : k + across], dim=3) for k in range(0, len(logits), across)], dim=2)
+        yield float((np.rint(index) != nearest).mean()), float((whole - plain.logits).abs().max())
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import cv2
@@ -207,15 +208,26 @@ def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
     return cv2.imdecode(stored, cv2.IMREAD_UNCHANGED).astype(np.float32) / 255
 
 
-def random_recipe(num_frames: int, rng: np.random.Generator) -> Recipe:
-    """Draw the training diversity: half the stacks as in Algorithm 1, the others as a lens and a camera make them."""
+PARTS = {  # of the training diversity, and Algorithm 1 in their place
+    "sweep": {"before": 0, "after": 0, "uneven": 0.0},
+    "lens": {"psf": "gaussian", "growth": 1.0, "variation": 0.0, "continuous": False, "occlusion": False},
+    "noise": {"noise": 0.0},
+    "camera": {"exposure": 0.0, "gamma": 0.0, "jpeg": 0},
+}
+
+
+def random_recipe(num_frames: int, rng: np.random.Generator, leave_out: Sequence[str] = ()) -> Recipe:
+    """Draw the training diversity: half the stacks as in Algorithm 1, the others as a lens and a camera make them.
+
+    leave_out: names of PARTS; what else is drawn does not depend on it.
+    """
     overshoot = rng.random() < 0.5
     before, after = (round(rng.uniform(-0.08, 0.6) * num_frames) if overshoot else 0 for _ in range(2))
     while before + after > num_frames - min(2, num_frames):
         before, after = before // 2, after // 2
     clean = rng.random() < 0.5
     camera = rng.random() < 0.3
-    return Recipe(
+    recipe = Recipe(
         psf="gaussian" if clean or rng.random() < 0.3 else "disc",
         growth=1.0 if clean and rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(0.5), np.log(2.5)))),
         variation=0.3 if rng.random() < 0.2 else 0.0,
@@ -229,6 +241,7 @@ def random_recipe(num_frames: int, rng: np.random.Generator) -> Recipe:
         gamma=float(rng.uniform(0, 0.06)) if camera else 0.0,
         jpeg=int(rng.integers(70, 98)) if camera and rng.random() < 0.5 else 0,
     )
+    return replace(recipe, **{name: value for part in leave_out for name, value in PARTS[part].items()})
 
 
 # --------------------------------------------------------------------------- command line

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 from make_datasets import make_dataset, make_demo, segments_to_depth
-from make_datasets.make_dataset import Recipe, focus_positions, random_recipe, synthesize
+from make_datasets.make_dataset import PARTS, Recipe, focus_positions, random_recipe, synthesize
 from utils import list_images, pick_pixels, random_generator, read_depth, read_image, to_uint8, write_image
 
 
@@ -225,6 +226,13 @@ def test_a_stack_follows_from_its_seed():
     first, again, other = (synthesize(image, depth, 4, recipe, random_generator(seed))[0] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_parts_left_out_of_a_random_recipe_are_as_in_algorithm_1_and_the_others_stay():
+    for seed in range(50):
+        whole, without = (random_recipe(20, np.random.default_rng(seed), leave_out) for leave_out in ((), ("sweep",)))
+        assert without == replace(whole, before=0, after=0, uneven=0.0)
+        assert random_recipe(20, np.random.default_rng(seed), PARTS) == Recipe()
 
 
 def test_random_recipes_always_leave_frames_for_the_scene():
