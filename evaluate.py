@@ -34,8 +34,8 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range
 from tqdm import tqdm
 
 from dataset import focus_target
-from loss import depth_errors, image_quality
-from predict_datasets import StackScene, find_scenes, find_truth
+from loss import depth_errors
+from predict_datasets import StackScene, find_scenes, find_truth, score_picture
 from utils import (
     CsvLog,
     HelpFormatter,
@@ -275,7 +275,10 @@ def score_all(sets: Sequence[Set], output: Path, no_reference: bool) -> tuple[li
                 if part.aif:
                     reference = read_image(part.aif[scene.name])
                     for method, pictures in part.fused.items():
-                        add(scores, method, score_picture(pictures[scene.name], part.aif[scene.name], reference))
+                        fused = read_image(pictures[scene.name])
+                        check_same_size(pictures[scene.name], fused, part.aif[scene.name], reference)
+                        empty = dict.fromkeys((f"{m.name}_{kind}" for kind in COLOURS for m in QUALITY), "")
+                        add(scores, method, empty | score_picture(fused, reference))
                 if part.maps:
                     for method, errors in score_maps(part, scene, output).items():
                         add(depths, method, errors)
@@ -297,17 +300,6 @@ def write_rows(path: Path, rows: Sequence[dict]) -> None:
         log = CsvLog(part)
         for row in rows:
             log.write(row)
-
-
-def score_picture(path: Path, reference_path: Path, reference: np.ndarray) -> dict[str, float | str]:
-    """Return SSIM and PSNR of luma and, if both pictures have colours, in colour. UserError if the sizes differ."""
-    fused = read_image(path)
-    check_same_size(path, fused, reference_path, reference)
-    pairs = {"grey": [luma(p) * 255 for p in (fused, reference)]}
-    if fused.ndim == reference.ndim == 3:
-        pairs["colour"] = [p * (255 / np.iinfo(p.dtype).max) for p in (fused, reference)]
-    scores = {kind: image_quality(*pair) for kind, pair in pairs.items()}
-    return {f"{m.name}_{kind}": scores[kind][m.name] if kind in scores else "" for kind in COLOURS for m in QUALITY}
 
 
 def score_maps(part: Set, scene: StackScene, output: Path) -> dict[str, dict[str, float]]:

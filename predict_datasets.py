@@ -204,17 +204,24 @@ def score_scene(scene: StackScene, output: Path, truth: dict[str, dict[str, Path
         paths = (output / "fused" / f"{scene.name}.{args.output_format}", truth["aif"][scene.name])
         fused, reference = (read_image(path) for path in paths)
         check_size(truth["aif"][scene.name], reference, fused)
-        pairs = {"grey": [luma(p) * 255 for p in (fused, reference)]}
-        if fused.ndim == reference.ndim == 3:
-            pairs["colour"] = [p * (255 / np.iinfo(p.dtype).max) for p in (fused, reference)]
-        for kind, pair in pairs.items():
-            scores |= {f"{figure}_{kind}": value for figure, value in image_quality(*pair).items()}
+        scores |= score_picture(fused, reference)
     if scene.name in truth["depth"]:
         num_frames = len(scene.frames())
         depth, expected = (read_depth(p) for p in (output / "depth" / f"{scene.name}.png", truth["depth"][scene.name]))
         check_size(truth["depth"][scene.name], expected, depth)
         scores |= depth_errors(depth * (num_frames - 1), focus_target(expected, num_frames), num_frames)
     return scores
+
+
+def score_picture(fused: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Return {"psnr_grey", "ssim_grey"} of luma and, if both have colours, {"psnr_colour", "ssim_colour"}.
+
+    Pictures (H, W) or (H, W, 3), uint8 or uint16, of one size; the data range is 255.
+    """
+    pairs = {"grey": [luma(p) * 255 for p in (fused, reference)]}
+    if fused.ndim == reference.ndim == 3:
+        pairs["colour"] = [p * (255 / np.iinfo(p.dtype).max) for p in (fused, reference)]
+    return {f"{figure}_{kind}": value for kind, pair in pairs.items() for figure, value in image_quality(*pair).items()}
 
 
 def check_size(path: Path, truth: np.ndarray, result: np.ndarray) -> None:
