@@ -212,7 +212,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
-    scoring = pixels * 4 * 30  # the first level of one whole frame
+    scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
     features = num_frames * pixels * 2 * number  # 8 channels at half resolution
     features_in_file = features + scoring > room
     room -= 0 if features_in_file else features
@@ -224,7 +224,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     step = picture_step(settings)
     tile = settings.tile
     if not tile:
-        allowed = room if settings.max_memory else min(room, TILE_MEMORY)
+        allowed = 0.9 * room if settings.max_memory else min(room, TILE_MEMORY)
         tile = max(32, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + max(region * bytes_per_pixel, scoring)
@@ -281,7 +281,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                                                  disable=not source.progress):
             rows, columns = (with_halo(*part, step, budget.halo)
                              for part in ((top, bottom, height), (left, right, width)))
-            logits = inter(VolumeWindow(features.tensor, rows, columns, step, next(inter.parameters()))).float()
+            logits = inter(VolumeWindow(features, rows, columns, step, next(inter.parameters()))).float()
             if step == 2:
                 logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
             here = (slice(top - step * rows.start, bottom - step * rows.start),
@@ -295,7 +295,6 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                 p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
                 maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
                 maps.probabilities.release_pages()
-            features.release_pages()
     except BaseException:
         maps.close()
         raise
@@ -325,20 +324,22 @@ def with_halo(start: int, stop: int, side: int, step: int, halo: int) -> range:
 class VolumeWindow(Sequence):
     """The focus volume in a window of the recurrent stage: N frames (1, 8, h, w), made when they are asked for."""
 
-    def __init__(self, features: Tensor, rows: range, columns: range, step: int, like: Tensor) -> None:
+    def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like = like  # its device and type are the volume's
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.features.tensor)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
         if self.step == 2:
             frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop].float()
         else:
             frame = upsample_window(frame, self.rows, self.columns).float()
-        return torch.sigmoid(frame.to(self.like)).contiguous(memory_format=torch.channels_last)
+        frame = torch.sigmoid(frame.to(self.like)).contiguous(memory_format=torch.channels_last)
+        self.features.release_pages()  # the system also maps what lies around those that were read
+        return frame
 
 
 def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
