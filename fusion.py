@@ -219,13 +219,14 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     blend = num_frames * pixels if settings.sampling == "blend" else 0
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
-    # of every frame a state of 16 channels, the features and the softmax; of one frame the gates
-    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 6 * number
+    # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
+    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number
     step = picture_step(settings)
     tile = settings.tile
     if not tile:
         allowed = 0.9 * room if settings.max_memory else min(room, TILE_MEMORY)
-        tile = max(32, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
+        least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
+        tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + max(region * bytes_per_pixel, scoring)
     return Budget(features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))

@@ -152,6 +152,16 @@ class ConvGRUCell(nn.Module):
         return torch.lerp(h, candidate, update)
 
 
+def in_one_block(states: Iterator[Tensor], count: int) -> Tensor:
+    """Copy states (B, C, H, W) as they come to (N, B, C, H, W): freed one by one they would leave gaps in memory."""
+    block = None
+    for k, state in enumerate(states):
+        if block is None:
+            block = state.new_empty((count, *state.permute(0, 2, 3, 1).shape)).permute(0, 1, 4, 2, 3)  # channels last
+        block[k] = state
+    return block
+
+
 class BiConvGRU(nn.Module):
     """Inter-layer focus estimation (section 3.4): compares the frames in both directions, (N, B, 8, H, W) -> logits."""
 
@@ -162,10 +172,12 @@ class BiConvGRU(nn.Module):
 
     def forward(self, volume: Tensor | Sequence[Tensor]) -> Tensor:
         """Without gradients `volume` may be any sequence of frames (B, 8, H, W), read once in each direction."""
-        ahead = list(self.sweep(self.ahead, volume))
-        back = self.sweep(self.back, volume, backward=True)
-        logits = [(ahead.pop() + h).amax(1) for h in back]
-        return torch.stack(logits[::-1], dim=1)  # (B, N, H, W)
+        ahead = self.sweep(self.ahead, volume)
+        ahead = list(ahead) if torch.is_grad_enabled() else in_one_block(ahead, len(volume))
+        logits = [None] * len(volume)
+        for k, h in zip(reversed(range(len(volume))), self.sweep(self.back, volume, backward=True), strict=True):
+            logits[k] = (ahead[k] + h).amax(1)
+        return torch.stack(logits, dim=1)  # (B, N, H, W)
 
     def sweep(self, cell: ConvGRUCell, volume: Tensor | Sequence[Tensor], backward: bool = False) -> Iterator[Tensor]:
         """Yield the state after each frame, from a zero state."""
@@ -213,7 +225,7 @@ def expectation_at_peak(probabilities: Tensor) -> Tensor:
     near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
     inside = (near >= 0) & (near < n)
     weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
-    return (weights * near).sum(1) / weights.sum(1)
+    return ((weights * near).sum(1) / weights.sum(1)).clamp(max=n - 1)
 
 
 def stretch_index(expected: Tensor, num_frames: int) -> Tensor:

@@ -112,6 +112,8 @@ def parse_args(argv=None) -> argparse.Namespace:
             parser.error(f"--{name}: at least 1")
     if min(args.num_frames) < 1:
         parser.error("--num_frames: at least 1")
+    if args.leave_out and (args.recipe != "diverse" or not args.train_aif):
+        parser.error("--leave_out: only with --train_aif and --recipe diverse")
     args.val_image_size = args.val_image_size or args.training_image_size
     return args
 

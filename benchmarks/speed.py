@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fusion import FusionSettings, fuse_stack  # noqa: E402
-from model import BiConvGRU, StackMFFV2, load_model, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
+from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
+from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
 from utils import (  # noqa: E402
     CsvLog,
     HelpFormatter,
@@ -103,12 +103,13 @@ def plain_sweep(volume: Tensor, gates: Tensor, gates_bias: Tensor, candidate: Te
 def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None) -> dict:
     """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak resident memory."""
     device = pick_device(device_name)
-    model = load_model(model_path, device)
+    model = open_model(argparse.Namespace(model_path=model_path, device=device_name))
     paths = list_images(stack_dir)[0]
     settings = METHODS[method]
-    if settings is not None:
+    if settings is None:
+        model = model.to(memory_format=torch.contiguous_format)  # as published
+    else:
         keep_freed_memory()
-        model = model.to(memory_format=torch.channels_last)
         settings = replace(settings, max_memory=max_memory)
     warm_up = 2 if device.type == "cuda" else 1 if settings and settings.compile else 0
     for _ in range(warm_up):
@@ -138,9 +139,10 @@ def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dic
         call += ["--max_memory", str(args.max_memory)]
     done = subprocess.run(call, capture_output=True, text=True)
     if done.returncode:
-        if "memory" in done.stderr or done.returncode < 0:
+        reason = (done.stderr.strip().splitlines() or [""])[-1]
+        if "memory" in reason.lower() or done.returncode < 0:
             return None
-        raise UserError(f"{method} on {stack_dir.name}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{method} on {stack_dir.name}: {reason}")
     return json.loads(done.stdout)
 
 
