@@ -14,15 +14,18 @@ Reads TEST_ROOT/DATASET/{dof_stack,AiF,depth*} as predict_datasets.py does, and 
 
 Overall is the mean over the datasets' means, as overall ranks are: hundreds of scenes in one dataset shall not outvote
 ten in another. Every method must have exactly the dataset's scenes, in their size; otherwise there are no tables.
+Every run scores all of its methods and replaces what an earlier one wrote.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import re
+import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +43,6 @@ from utils import (
     CsvLog,
     HelpFormatter,
     UserError,
-    check_alike,
     check_apart,
     colorize,
     command,
@@ -48,10 +50,12 @@ from utils import (
     list_folders,
     luma,
     open_output,
+    read_alike,
     read_depth,
     read_image,
     to_uint8,
     write_image,
+    write_text,
     written_whole,
 )
 
@@ -72,6 +76,8 @@ OVERALL = "overall"
 ALPHA = 0.05
 PRINTED = Path(__file__).resolve().parent / "assets" / "paper_tables.csv"
 PRINTED_COLUMNS = ("method", "dataset", "ssim", "psnr", "source")
+RESULTS = ("scores.csv", "table1.md", "table1.csv", "table1.tex", "table4.md", "table4.csv", "table4.tex",
+           "friedman.csv", "cd_ssim.png", "cd_psnr.png", "depth.csv", "depth.md", "no_reference.csv", "no_reference.md")
 PANEL_WIDTH = (160, 640)  # pixels: smaller pictures are enlarged in the figures, larger ones reduced
 
 Means = dict[tuple[str, str], dict[str, float]]  # {(method, dataset or OVERALL): {measure: mean}}
@@ -109,7 +115,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--results", nargs="+", required=True, type=method_folder, metavar="METHOD=DIR",
                        help="what each program made of them")
     files.add_argument("--output_dir", required=True, metavar="DIR")
-    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    files.add_argument("--overwrite", action="store_true",
+                       help="replace the results of another test root or choice of datasets")
     scores = parser.add_argument_group("scores")
     scores.add_argument("--colour", choices=COLOURS, default="grey",
                         help="what the tables, ranks and tests are about: luma, or the three colours")
@@ -142,21 +149,27 @@ def main(argv=None) -> int:
     sets = find_sets(args.test_root, args.test_datasets, methods)
     if sets is None:
         return 1
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    settings = {"test_root": args.test_root, "test_datasets": args.test_datasets}
     output = open_output(args.output_dir, settings, args.overwrite)
-
-    scores, depths, blind = score_all(sets, output, args.no_reference)
-    if scores:
-        compare_quality(scores, list(methods), args.colour, printed, output)
-    elif printed:
-        print(f"notice: {args.paper}: not used, no dataset has AiF pictures to score with", file=sys.stderr)
-    if depths:
-        report(depths, DEPTH, "Focus maps: MSE and MAE of the normalised focus index", output, "depth")
-    if blind:
-        report(blind, NO_REFERENCE, "Without reference (luma, 0..255): share of the locally sharpest frame, strongest "
-               "edges kept (at most 0.975), all frames' edges kept, average gradient, spatial frequency",
-               output, "no_reference")
-    return 0
+    try:
+        scores, depths, blind = score_all(sets, output, args.no_reference)
+        for name in RESULTS:  # of an earlier run, which may have had other methods
+            (output / name).unlink(missing_ok=True)
+        for name, rows in (("scores", scores), ("depth", depths), ("no_reference", blind)):
+            write_rows(output / f"{name}.csv", rows)
+        if scores:
+            compare_quality(scores, list(methods), args.colour, printed, output)
+        elif printed:
+            print(f"notice: {args.paper}: not used, no dataset has AiF pictures to score with", file=sys.stderr)
+        if depths:
+            report(depths, DEPTH, "Focus maps: MSE and MAE of the normalised focus index", output, "depth")
+        if blind:
+            report(blind, NO_REFERENCE, "Without reference (luma, 0..255): share of the locally sharpest frame, "
+                   "strongest edges kept (at most 0.975), all frames' edges kept, average gradient, spatial frequency",
+                   output, "no_reference")
+        return 0
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the tables come at the end: the same command scores everything anew") from None
 
 
 # --------------------------------------------------------------------------- what there is
@@ -256,9 +269,10 @@ def plain_name(dataset: str) -> str:
 def score_all(sets: Sequence[Set], output: Path, no_reference: bool) -> tuple[list[dict], list[dict], list[dict]]:
     """Return rows, one per method, dataset and scene: picture scores, depth errors, figures without reference.
 
-    Writes scores.csv, depth.csv, no_reference.csv (those that have rows) and the pictures of the focus maps.
+    Writes the pictures of the focus maps, in place of an earlier run's.
     """
     scores, depths, blind = [], [], []
+    shutil.rmtree(output / "focus_maps", ignore_errors=True)
     with tqdm(total=sum(len(part.scenes) for part in sets), unit="scene") as bar:
         for part in sets:
             bar.set_description(part.name)
@@ -283,18 +297,18 @@ def score_all(sets: Sequence[Set], output: Path, no_reference: bool) -> tuple[li
                     for method, errors in score_maps(part, scene, output).items():
                         add(depths, method, errors)
                 if no_reference or not part.aif:
-                    for method, figures in score_blind(part, scene).items():
+                    for method, figures in (found := score_blind(part, scene)).items():
                         add(blind, method, figures)
+                    if any(np.isnan(value) for figures in found.values() for value in figures.values()):
+                        tqdm.write(f"notice: {part.name}/{scene.name}: its frames have no edges; the means of the "
+                                   "figures that need some leave it out", file=sys.stderr)
                 bar.update()
-    for name, rows in (("scores", scores), ("depth", depths), ("no_reference", blind)):
-        write_rows(output / f"{name}.csv", rows)
     return scores, depths, blind
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> None:
-    """Write a CSV whole; without rows remove it, so that no older one is taken for a result."""
+    """Write a CSV whole; none without rows."""
     if not rows:
-        path.unlink(missing_ok=True)
         return
     with written_whole(path) as part:
         log = CsvLog(part)
@@ -324,20 +338,14 @@ def score_maps(part: Set, scene: StackScene, output: Path) -> dict[str, dict[str
 def score_blind(part: Set, scene: StackScene) -> dict[str, dict[str, float]]:
     """Return the figures without reference of all methods for one scene; its frames are read once, one at a time."""
     paths = scene.frames()
-    first = read_image(paths[0])
-    fused = {}
+    frames = read_alike(paths)
+    first, fused = next(frames), {}
     for method, pictures in part.fused.items():
         picture = read_image(pictures[scene.name])
         check_same_size(pictures[scene.name], picture, paths[0], first)
         fused[method] = luma(picture) * 255
 
-    def frames() -> Iterator[np.ndarray]:
-        for path in paths:
-            frame = read_image(path)
-            check_alike(path, frame, paths[0], first)
-            yield luma(frame) * 255
-
-    shared = measure_against_frames(frames(), fused)
+    shared = measure_against_frames((luma(frame) * 255 for frame in itertools.chain([first], frames)), fused)
     return {method: shared[method] | {"gradient": average_gradient(picture), "frequency": spatial_frequency(picture)}
             for method, picture in fused.items()}
 
@@ -454,13 +462,10 @@ def compare_quality(scores: Sequence[dict], methods: Sequence[str], colour: str,
     tests = [compare_methods(rows, methods, measure) for measure in QUALITY]
     write_rows(output / "friedman.csv", [test for test in tests if test])
     for measure, test in zip(QUALITY, tests, strict=True):
-        place = output / f"cd_{measure.name}.png"
         if test:
             average = [test[f"rank {method}"] for method in methods]
             title = f"{measure.title} of {kind}, average rank in {test['scenes']} scenes (Friedman p = {test['p']:.2g})"
-            write_image(place, draw_differences(methods, average, test["cd"], title))
-        else:
-            place.unlink(missing_ok=True)
+            write_image(output / f"cd_{measure.name}.png", draw_differences(methods, average, test["cd"], title))
     print(describe_tests(tests, methods, len(rows) // len(methods)))
 
 
@@ -487,7 +492,10 @@ def mean_scores(rows: Sequence[dict], names: Sequence[str]) -> Means:
 
 
 def mean_of(values: Sequence[float | str]) -> float | str:
-    return "" if "" in values else float(np.mean(values))
+    """Return the mean of the values but nan, of which `score_all` gives notice; "" if there is a "" among them."""
+    if "" in values:
+        return ""
+    return float(np.mean([value for value in values if not np.isnan(value)] or np.nan))
 
 
 def rank_table(means: Means, methods: Sequence[str], datasets: Sequence[str],
@@ -661,11 +669,6 @@ def escape_latex(text: str) -> str:
 def write_table(path: Path, table: Table) -> None:
     write_text(path.with_suffix(".md"), format_markdown(table))
     write_text(path.with_suffix(".tex"), format_latex(table))
-
-
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 # --------------------------------------------------------------------------- pictures

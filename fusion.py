@@ -48,6 +48,7 @@ from utils import (
     pick_device,
     pick_pixels,
     read_image,
+    return_freed_memory,
     white_level,
 )
 
@@ -262,6 +263,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     except BaseException:
         kept.close()
         raise
+    return_freed_memory()
     return kept
 
 

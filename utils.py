@@ -46,7 +46,10 @@ class UserError(Exception):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help with every default, and the description as it is written."""
+    """Help with every default, unless the text says it itself, and the description as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if "default: " in (action.help or "") else super()._get_help_string(action)
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -259,6 +262,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or, after an error or Ctrl-C, none; the first appears last.
 
@@ -313,8 +322,7 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
             raise UserError(f"{directory}: made with other settings (made_with.json); add --overwrite to replace it")
     directory.mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
-        with written_whole(manifest) as part:
-            part.write_text(json.dumps(settings, indent=1) + "\n")
+        write_text(manifest, json.dumps(settings, indent=1) + "\n")
     return directory
 
 
@@ -486,11 +494,17 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def read_stack(directory: str | Path) -> list[np.ndarray]:
     """Read a folder's frames in natural order. Raises UserError if they differ in size, colour or bit depth."""
-    paths = list_images(directory)[0]
-    frames = [read_image(path) for path in paths]
-    for path, frame in zip(paths, frames, strict=True):
-        check_alike(path, frame, paths[0], frames[0])
-    return frames
+    return list(read_alike(list_images(directory)[0]))
+
+
+def read_alike(paths: Iterable[Path | Page]) -> Iterator[np.ndarray]:
+    """Read frames one by one. Raises UserError if one differs from the first in size, colour or bit depth."""
+    first = None
+    for path in paths:
+        frame = read_image(path)
+        first = first or (path, frame)
+        check_alike(path, frame, *first)
+        yield frame
 
 
 def check_alike(path: Path | Page, frame: np.ndarray, first_path: Path | Page, first: np.ndarray) -> None:
@@ -782,6 +796,13 @@ def keep_freed_memory() -> None:
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
             libc.mallopt(-8, 1)  # M_ARENA_MAX: what one thread frees another can use
+
+
+def return_freed_memory() -> None:
+    """Give the system back what `keep_freed_memory` kept: between two tasks that need blocks of other sizes."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:

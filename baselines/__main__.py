@@ -30,14 +30,13 @@ from utils import (
     Metadata,
     Page,
     UserError,
-    check_alike,
     check_apart,
     check_output,
     command,
     encode_image,
     keep_freed_memory,
     list_folders,
-    read_image,
+    read_alike,
     read_metadata,
     write_together,
 )
@@ -50,12 +49,7 @@ class FrameFiles:
         self.paths, self.progress = paths, progress
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        first = None
-        for path in tqdm(self.paths, unit="frame", leave=False, disable=not self.progress):
-            frame = read_image(path)
-            first = frame if first is None else first
-            check_alike(path, frame, self.paths[0], first)
-            yield frame
+        return read_alike(tqdm(self.paths, unit="frame", leave=False, disable=not self.progress))
 
 
 def fuse_to_file(method: Baseline, paths: Sequence[Path | Page], fused_path: Path, depth_path: Path | None = None,
@@ -95,6 +89,8 @@ def run_test_root(args: argparse.Namespace, output: Path) -> int:
             datasets[name] = *find_scenes(root / name), find_truth(root / name)
         except UserError as error:
             failures.append(str(error))
+    if failures and (args.test_datasets or not datasets):  # a wrong name is said now, not after hours
+        return print_failures(failures)
     for name in args.method:
         method, log = BASELINES[name], CsvLog(output / name / "summary.csv")
         tell(f"{name}: {method.title}")
@@ -106,6 +102,11 @@ def run_test_root(args: argparse.Namespace, output: Path) -> int:
             summary[f"{name}/{dataset}"] = means
             failures += [f"{name}: {failure}" for failure in wrong + failed]
     print_summary(summary)
+    return print_failures(failures)
+
+
+def print_failures(failures: Sequence[str]) -> int:
+    """Print what failed. Returns the exit code."""
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -126,8 +127,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.list:
         return args
-    if "all" in args.method:
-        args.method = list(BASELINES)
+    args.method = list(BASELINES if "all" in args.method else dict.fromkeys(args.method))
     if not args.method or not args.output_dir or bool(args.input_dir) == bool(args.test_root):
         parser.error("--method, --output_dir and one of --input_dir and --test_root are needed")
     if args.input_dir and len(args.method) > 1:

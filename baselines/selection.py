@@ -35,11 +35,6 @@ def fuse_sml(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return picture, index
 
 
-def sml_index(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the focus index of fuse_sml."""
-    return fuse_sml(frames)[1]
-
-
 # --------------------------------------------------------------------------- cosine transform
 
 

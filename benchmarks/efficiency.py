@@ -4,13 +4,12 @@
 
 Seconds run from the files to the fused picture in memory. At every size the methods take turns (A B A B ..) on the
 same stack, and medians are compared; a GPU is warmed up with the stack first. Writes table2 and table3 as .csv and
-.md and flops.png. The same command goes on after an interruption. Needs matplotlib.
+.md and flops.png. The same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import math
 import platform
@@ -33,6 +32,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from baselines import BASELINES  # noqa: E402
+from benchmarks.quality import read_csv  # noqa: E402
 from benchmarks.speed import PAPER_SIZES, write_stack  # noqa: E402
 from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
 from model import StackMFFV2, count_parameters  # noqa: E402
@@ -46,6 +46,7 @@ from utils import (  # noqa: E402
     open_output,
     pick_device,
     read_image,
+    write_text,
     written_whole,
 )
 
@@ -149,10 +150,8 @@ def wait_for_gpu() -> None:
 def read_seconds(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     """Return the rows of table2.csv, {(method, processor): {stack: seconds}}."""
     seconds: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                seconds[row["method"], row["processor"]][row["stack"]] = float(row["seconds"])
+    for row in read_csv(path):
+        seconds[row["method"], row["processor"]][row["stack"]] = float(row["seconds"])
     return seconds
 
 
@@ -254,13 +253,15 @@ def parse_args(argv=None) -> argparse.Namespace:
                          metavar="DEVICE", help="where ours run: cpu, cuda, cuda:1, mps")
     amount = parser.add_argument_group("amount")
     amount.add_argument("--sizes", nargs="+", type=stack_size, default=list(PAPER_SIZES), metavar="NxWxH",
-                        help="columns of Table 2, frames x width x height; default: the paper's five datasets")
+                        help="columns of Table 2, frames x width x height; those of the paper's five datasets")
     amount.add_argument("--rounds", type=int, default=3)
     amount.add_argument("--limit_seconds", type=float, default=60,
                         help="a method that takes longer for a stack runs there only once and on no larger stack")
     amount.add_argument("--frames", nargs="+", type=int, default=[2, 5, 10, 20, 40], metavar="N",
                         help="columns of Table 3")
     args = parser.parse_args(argv)
+    for name in ("methods", "devices", "sizes", "frames"):  # rows and columns, each once
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     if min(args.rounds, *args.frames) < 1:
         parser.error("--rounds and --frames: numbers above 0")
     return args
@@ -292,8 +293,7 @@ def main(argv=None) -> int:
     draw_flops(output / "flops.png")
     tables = {"table2.md": table2(entries, seconds, args), "table3.md": operations}
     for name, text in tables.items():
-        with written_whole(output / name) as part:
-            part.write_text(text)
+        write_text(output / name, text)
     print(*tables.values(), sep="\n", end="")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import fusion  # noqa: E402
 from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score  # noqa: E402
-from fusion import FusionSettings, fuse_stack  # noqa: E402
-from model import StackMFFV2, load_model, regress_focus  # noqa: E402
+from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
+from model import StackMFFV2, regress_focus  # noqa: E402
 from utils import HelpFormatter, command, keep_freed_memory, luma  # noqa: E402
 
 HALOS = (0, 4, 8, 16, 32, 64)
@@ -58,16 +58,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--stacks", nargs="+", choices=list(GROUPS), default=list(STACKS), metavar="GROUP",
                         help="stacks of benchmarks/quality.py")
     parser.add_argument("--max_side", type=int, default=320, metavar="PIXELS", help="cut the picture")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max_side < 1:
+        parser.error("--max_side: a number above 0")
+    return args
 
 
 @command
 def main(argv=None) -> int:
     args = parse_args(argv)
     keep_freed_memory()
-    models = {"ours": load_model(args.model_path)}
-    if args.published:
-        models["published"] = load_model(args.published)
+    paths = {"ours": args.model_path, "published": args.published}
+    models = {name: open_model(argparse.Namespace(model_path=path, device="cpu"))
+              for name, path in paths.items() if path}
     stacks = {name: make_stack(Scene("motorcycle", 0), GROUPS[name], args.max_side) for name in args.stacks}
     print("| weights, stack | " + " | ".join(f"halo {halo}" for halo in HALOS) + " |", "|---" * (len(HALOS) + 1) + "|",
           sep="\n")

@@ -6,7 +6,7 @@
 
 `--part fusion` fuses stacks in order, reversed, shuffled and put in order by `--order auto`; sweeps with frames before
 and after the scene; and 2 to 40 frames. It writes order.csv, a row per stack and method, order.md, the means, and
-order.png. The same command goes on after an interruption. Needs matplotlib.
+order.png. The same command goes on after an interruption.
 
 `--part auto` shuffles stacks of Algorithm 1, lenses and cameras, and real ones (folders in focal order by name), and
 finds their order again. It prints Kendall's tau between the order found and the true one (its absolute value, as
@@ -53,6 +53,7 @@ from utils import (  # noqa: E402
     open_output,
     random_generator,
     read_image,
+    write_text,
     written_whole,
 )
 
@@ -134,8 +135,7 @@ def compare_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
              for condition in conditions for name, method in methods.items()}
     draw_orders(output / "order.png", means, methods)
     table = order_table(means, methods, len(scenes))
-    with written_whole(output / "order.md") as part:
-        part.write_text(table)
+    write_text(output / "order.md", table)
     print(table, end="")
 
 
@@ -207,15 +207,16 @@ def shuffles_of(signatures: Sequence[np.ndarray], args: argparse.Namespace) -> l
 def find_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
     """Shuffle every stack, find its order and print the table."""
     results: dict[str, list[Score]] = {}
-    with tqdm(total=len(GROUPS) * len(scenes) + len(args.stacks), unit="stack", leave=False) as bar:
+    stacks = {Path(folder): list_images(folder)[0] for folder in args.stacks}  # a missing one is said now
+    with tqdm(total=len(GROUPS) * len(scenes) + len(stacks), unit="stack", leave=False) as bar:
         for title, group in GROUPS.items():
             for scene in scenes:
                 frames = make_stack(scene, group, args.max_side, args.seed).frames
                 results.setdefault(title, []).extend(shuffles_of([focus_signature(frame) for frame in frames], args))
                 bar.update()
-        for folder in args.stacks:
-            signatures = [focus_signature(read_image(path)) for path in list_images(folder)[0]]
-            results[f"{Path(folder).name} ({len(signatures)} frames)"] = shuffles_of(signatures, args)
+        for folder, paths in stacks.items():
+            signatures = [focus_signature(read_image(path)) for path in paths]
+            results[f"{folder.name} ({len(signatures)} frames)"] = shuffles_of(signatures, args)
             bar.update()
     print_results(results)
 
@@ -256,8 +257,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
         parser.error("--photos needs --segments or --depth, one of the two")
-    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
-        parser.error("--max_scenes and --max_side: a number above 0")
+    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side, args.shuffles)):
+        parser.error("--max_scenes, --max_side and --shuffles: a number above 0")
     return args
 
 

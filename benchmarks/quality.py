@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from baselines.selection import sml_index  # noqa: E402
+from baselines import BASELINES  # noqa: E402
 from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames  # noqa: E402
@@ -50,7 +50,8 @@ from utils import (  # noqa: E402
     read_image,
     to_uint8,
     write_image,
-    written_whole,
+    write_text,
+    write_together,
 )
 
 
@@ -177,12 +178,6 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
         settings = FusionSettings(speed, sampling)
         return lambda stack: fuse_stack(stack.frames, model, settings)[:2]
 
-    def copied(find_index: Callable[[Stack], np.ndarray]):
-        def run(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
-            index = find_index(stack)
-            return pick_pixels(stack.frames, index), index
-        return run
-
     def peer(parts: list[str]):
         return lambda stack: (run_peer(parts, stack), None)
 
@@ -193,9 +188,9 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     if args.published:
         published = open_model(argparse.Namespace(model_path=args.published, device=args.device))
         runs["published"] = network(published, "full", "nearest"), digest(args.published)
-    runs["sml"] = (copied(lambda stack: sml_index(stack.frames)),)
+    runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
     runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
-    runs["truth"] = (copied(lambda stack: stack.index),)
+    runs["truth"] = (lambda stack: (pick_pixels(stack.frames, stack.index), stack.index),)
     return {name: Method(METHODS.get(name, name), *run) for name, run in runs.items()}
 
 
@@ -214,10 +209,21 @@ def score(stack: Stack, fused: np.ndarray, index: np.ndarray | None) -> dict[str
 
 def read_rows(path: Path) -> dict[tuple[str, ...], dict]:
     """Return the rows of quality.csv by (group, scene, method, made_by)."""
+    return {(r["group"], r["scene"], r["method"], r["made_by"]): r for r in read_csv(path)}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a CsvLog's complete rows, if there are any. Removes a cut last line, which the next row would join."""
     if not path.is_file():
-        return {}
+        return []
+    lines, end, cut = path.read_bytes().rpartition(b"\n")
+    if not end:
+        path.unlink()
+        return []
+    if cut:
+        write_together({path: lines + end})
     with path.open(newline="") as file:
-        return {(r["group"], r["scene"], r["method"], r["made_by"]): r for r in csv.DictReader(file)}
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def make_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], methods: dict[str, Method]) -> str:
@@ -324,8 +330,7 @@ def main(argv=None) -> int:
                 stack = make_stack(min(psnr, key=psnr.get), GROUPS[group], args.max_side, args.seed)
                 write_image(output / "worst" / f"{group}.png", draw_worst(stack, methods["ours"]))
     table = make_table(rows, groups, scenes, methods)
-    with written_whole(output / "quality.md") as part:
-        part.write_text(table)
+    write_text(output / "quality.md", table)
     print(table, end="")
     return 1 if failures else 0
 

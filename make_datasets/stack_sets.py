@@ -29,7 +29,7 @@ from make_datasets.sources import (  # noqa: E402
     scene_names,
     source_parser,
 )
-from utils import UserError, check_alike, list_images, read_image, to_uint8, write_image, written_whole  # noqa: E402
+from utils import UserError, check_alike, list_images, read_alike, read_image, write_image, written_whole  # noqa: E402
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack
@@ -37,7 +37,10 @@ Item = TypeVar("Item")
 
 
 class FocalStack(NamedTuple):
-    """A scene: its frames, near to far, (H, W[, 3]) uint8; the all-in-focus picture and the depth (H, W), if known."""
+    """A scene: its frames, near to far; the all-in-focus picture, like a frame, and the depth (H, W), if known.
+
+    Pictures are (H, W[, 3]); all are uint8 or uint16.
+    """
 
     frames: Iterable[np.ndarray]
     aif: np.ndarray | None = None
@@ -64,20 +67,31 @@ def stack_parser(text: str, source: str, splits: Collection[str] = (), *, num_fr
     parser.description = text
     group = parser.add_argument_group("stacks")
     if num_frames:
-        group.add_argument("--num_frames", type=positive, default=num_frames,
+        group.add_argument("--num_frames", type=at_least(1), default=num_frames,
                            help="frames of a stack that is rendered here")
-    group.add_argument("--every", type=positive, default=1,
+    group.add_argument("--every", type=at_least(1), default=1,
                        help="take one scene of so many, in the order of the names")
-    group.add_argument("--max_scenes", type=positive, help="take the first so many of these; default: all")
+    group.add_argument("--max_scenes", type=at_least(1), help="take the first so many of these; default: all")
     return parser
 
 
-def positive(text: str) -> int:
-    """Read a command-line number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a command-line number of at least this."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    return number
+
+
+def check_unused(args: argparse.Namespace, reason: str, **defaults: object) -> None:
+    """Raise UserError if one of the options that have no effect on this --input is not at its default."""
+    for name, default in defaults.items():
+        if getattr(args, name) != default:
+            raise UserError(f"{args.input}: --{name} has no effect here, {reason}; leave it out")
 
 
 def sample(items: Sequence[Item], args: argparse.Namespace) -> Sequence[Item]:
@@ -139,20 +153,27 @@ def focus_depth(disparity: np.ndarray, planes: Sequence[float], bits: int) -> np
     if not valid.any():
         raise ValueError("no valid disparity")
     order = np.argsort(planes)  # np.interp wants them ascending
-    position = np.interp(disparity, np.asarray(planes)[order], order)
-    top = 2**bits - 1
-    grey = np.rint((position + 0.5) / len(planes) * top).astype(np.uint16 if bits == 16 else np.uint8)
-    return fill_invalid(grey, valid)
+    position = np.interp(np.where(valid, disparity, planes[0]), np.asarray(planes)[order], order)  # NaN is no number
+    return fill_invalid(quantize((position + 0.5) / len(planes), np.uint16 if bits == 16 else np.uint8), valid)
 
 
 # --------------------------------------------------------------------------- stacks
 
 
+def quantize(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """Map 0..1 to the whole range of uint8 or uint16, rounded and clipped."""
+    top = np.iinfo(dtype).max
+    return np.clip(np.rint(values * top), 0, top).astype(dtype)
+
+
 def render(image: np.ndarray, depth: np.ndarray, num_frames: int) -> FocalStack:
-    """Make the stack of a picture, (H, W[, 3]) uint8, and its depth picture (H, W) by Algorithm 1."""
+    """Make the stack of a picture (H, W[, 3]) and its depth picture (H, W), each uint8 or uint16, by Algorithm 1.
+
+    The frames have the picture's bit depth.
+    """
     frames, _ = synthesize(image.astype(np.float32) / np.iinfo(image.dtype).max,
                            depth.astype(np.float32) / np.iinfo(depth.dtype).max, num_frames)
-    return FocalStack(map(to_uint8, frames), image, depth)
+    return FocalStack((quantize(frame, image.dtype) for frame in frames), image, depth)
 
 
 def rendered_names(names: Iterable[Name]) -> list[Name]:
@@ -187,16 +208,6 @@ def load_rendered(folder: Path, bits: int, with_depth: bool = True) -> FocalStac
         except ValueError as error:
             raise UserError(f"{folder / DISPARITY}: {error}; replace the file or add --no_depth") from None
     return FocalStack(read_alike(frames), read_image(folder / AIF), depth)
-
-
-def read_alike(paths: Sequence[Path]) -> Iterable[np.ndarray]:
-    """Read frames one by one. Raises UserError if one differs from the first in size, colour or bit depth."""
-    first = None
-    for path in paths:
-        frame = read_image(path)
-        first = frame if first is None else first
-        check_alike(path, frame, paths[0], first)
-        yield frame
 
 
 def write_stacks(output: Path, scenes: dict[str, Key], args: argparse.Namespace, load: Callable[[Key], FocalStack],

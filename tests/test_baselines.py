@@ -12,7 +12,7 @@ from baselines import BASELINES
 from baselines.__main__ import FrameFiles, main
 from baselines.nsct import DIRECTIONS, contourlet_windows
 from baselines.rules import stronger
-from baselines.selection import block_variance, guided_filter, sml_index
+from baselines.selection import block_variance, guided_filter
 from baselines.transforms import dual_tree, inverse_dual_tree
 from loss import image_quality
 from utils import UserError, list_images, read_image, write_image
@@ -212,9 +212,9 @@ def test_sml_prefers_the_sharper_half_and_the_first_of_equals():
     sharp = np.random.default_rng(0).integers(0, 256, (32, 64), np.uint8)
     flat = np.full_like(sharp, 128)
     left, right = np.hstack((sharp[:, :32], flat[:, 32:])), np.hstack((flat[:, :32], sharp[:, 32:]))
-    index = sml_index([left, right, right])
+    fused, index = BASELINES["sml"].fuse_index([left, right, right])
     assert (index[:, :24] == 0).all() and (index[:, 40:] == 1).all()
-    assert np.array_equal(BASELINES["sml"].fuse([left, right]), np.where(index == 0, left, right))
+    assert np.array_equal(fused, np.where(index == 0, left, right))
 
 
 def test_dct_variance_is_that_of_the_block():
@@ -313,6 +313,28 @@ def test_a_scene_that_fails_is_named_and_the_others_are_fused(test_root, tmp_pat
     assert any("3.png: 9x9 colour 8-bit, but 1.png is 80x64" in line for line in errors)
     assert any(str(test_root / "Empty") in line for line in errors)
     assert (tmp_path / "out/sml/Tiny/fused/10.png").is_file() and not (tmp_path / "out/sml/Tiny/fused/2.png").exists()
+
+
+def test_an_unknown_dataset_ends_the_program_before_the_work(test_root, tmp_path, run):
+    arguments = "--method", "sml", "--test_root", test_root, "--output_dir", tmp_path / "out"
+    code, out, errors = run(main, *arguments, "--test_datasets", "Tiny", "None")
+    assert (code, out) == (1, "") and len(errors) == 1 and f"{test_root / 'None'}: no dataset there" in errors[0]
+    (test_root / "Tiny" / "dof_stack").rename(test_root / "Tiny" / "elsewhere")
+    code, out, errors = run(main, *arguments)
+    assert (code, out) == (1, "") and len(errors) == 1 and f"{test_root / 'Tiny'}: no dataset there" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_given_twice_runs_once(test_root, tmp_path, run):
+    arguments = "--method", "sml", "sml", "--output_dir", tmp_path / "out"
+    _, out, errors = run(main, *arguments, "--test_root", test_root)
+    assert out.count("sml/Tiny") == 1 and errors == ["sml: SML arg-max"]
+    assert run(main, *arguments, "--input_dir", test_root / "Tiny" / "dof_stack" / "2")[0] == 0
+
+
+def test_help_says_a_default_once(run):
+    text = " ".join(run(main, "--help")[1].split())
+    assert "default: all in the root --output_dir" in text
 
 
 def test_a_missing_library_ends_the_program_before_the_work(test_root, tmp_path, run, monkeypatch):

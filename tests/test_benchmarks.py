@@ -9,7 +9,7 @@ import thop
 import torch
 from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 
-from benchmarks import efficiency, order
+from benchmarks import efficiency, exactness, order
 from benchmarks.order import Condition, make_arranged
 from benchmarks.quality import Scene, score
 from model import StackMFFV2
@@ -126,6 +126,27 @@ def test_measured_rows_are_kept(bench, calls, tmp_path):
     assert code == 1 and "made with other settings" in lines[0]
 
 
+@pytest.mark.parametrize("cut", ["3x32x64,b,", "3x32x64,b\n"])
+def test_a_row_that_was_cut_is_measured_again(bench, calls, tmp_path, cut):
+    path = tmp_path / "out" / "table2.csv"
+    bench()
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n" + cut)
+    calls.clear()
+    code, out, lines = bench()
+    assert code == 0 and not lines and [name for name, _ in calls] == ["a", "b", *"bbb"]
+    assert all(cells(out)["method b"][:3]) and read_csv(path)[-1]["seconds"]
+    calls.clear()
+    bench()
+    assert [name for name, _ in calls] == ["a", "b"]  # the warm-up
+
+
+def test_what_is_given_twice_is_one_row_and_one_column(bench, calls):
+    out = bench("--frames", 2, 2, methods=["a", "a", "full", "full"], sizes=["2x32x64"] * 2)[1]
+    table = out.splitlines()
+    assert [sum(line.startswith(f"| {title} |") for line in table) for title in ("method a", "ours, full")] == [2, 2]
+    assert cells(out)["seconds"] == ["runs on", "2x32x64"] and cells(out)["multiply-adds"] == ["parameters", "N = 2"]
+
+
 def test_rows_of_another_processor_are_not_ours(bench, calls, tmp_path):
     bench(methods=["a"])
     path = tmp_path / "out" / "table2.csv"
@@ -153,6 +174,30 @@ def test_wrong_arguments_are_refused(arguments, calls, capsys):
     with pytest.raises(SystemExit):
         efficiency.parse_args(arguments)
     assert "error: " in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- exactness.py
+
+
+def test_weights_that_are_none_are_an_error_in_one_line(run, tmp_path):
+    (tmp_path / "bad.pth").write_text("no weights")
+    for path in (tmp_path / "bad.pth", tmp_path / "none.pth"):
+        code, out, lines = run(exactness.main, "--model_path", path)
+        assert (code, out) == (1, "") and len(lines) == 1 and str(path) in lines[0]
+
+
+def test_exactness_refuses_a_side_below_1(run):
+    code, _, lines = run(exactness.main, "--max_side", 0)
+    assert code == 2 and "--max_side: a number above 0" in lines[-1]
+
+
+def test_tiles_with_the_whole_halo_change_nothing(run, weights):
+    code, out, lines = run(exactness.main, "--model_path", weights, "--stacks", "n8", "--max_side", 112)
+    table = cells(out)
+    assert code == 0 and not lines and table["weights, stack"] == [f"halo {halo}" for halo in exactness.HALOS]
+    shares, differences = zip(*(cell.split(", ") for cell in table["ours, Algorithm 1, N = 8"]), strict=True)
+    assert shares[-1] == "0.0000%" and float(differences[-1]) < 1e-5 < float(differences[0])
+    assert len(table["Algorithm 1, N = 8"]) == 1 + 3
 
 
 # --------------------------------------------------------------------------- order.py --part fusion

@@ -375,11 +375,55 @@ def test_wrong_arguments(tree, run):
     assert code == 1 and "overlaps with the input" in errors[0]
 
 
-def test_other_settings_are_not_mixed(tree, run):
-    assert run(main, *arguments(tree, predict(tree, "a")))[0] == 0
-    assert run(main, *arguments(tree, predict(tree, "a")))[0] == 0  # the same again
-    code, _, errors = run(main, *arguments(tree, predict(tree, "b")))
+def test_other_datasets_are_not_mixed(tree, run):
+    method = predict(tree, "a")
+    assert run(main, *arguments(tree, method))[0] == 0
+    code, _, errors = run(main, *arguments(tree, method, more=["--test_datasets", "A"]))
     assert code == 1 and "made with other settings" in errors[0]
+    assert run(main, *arguments(tree, method, more=["--test_datasets", "A", "--overwrite"]))[0] == 0
+
+
+def test_methods_and_printed_figures_can_be_added(tree, run):
+    results = [predict(tree, name, off=(k, k, k)) for k, name in enumerate("abc", 1)]
+    assert run(main, *arguments(tree, *results[:2]))[0] == 0
+    more = [*write_paper(tree, "Magic,A,0.9,30,S"), "--no_reference"]
+    assert run(main, *arguments(tree, *results, more=more))[0] == 0
+    assert list(table_rows((tree / "out" / "table1.md").read_text()))[2:] == ["a", "b", "c", "Magic (printed)"]
+
+
+def test_older_results_do_not_stay(tree, run):
+    results = [predict(tree, name, off=(k, k, k), depth=9) for k, name in enumerate("abc", 1)]
+    code, _, errors = run(main, *arguments(tree, *results, more=["--no_reference"]))
+    assert code == 0 and errors == []
+    out = tree / "out"
+    first = {path.name for path in out.iterdir()}
+    assert first == {*evaluate.RESULTS, "focus_maps", "made_with.json"}  # all that is ever written
+    (out / "notes.txt").write_text("mine")
+    shutil.rmtree(tree / "c" / "A" / "depth")
+    shutil.rmtree(tree / "c" / "B" / "depth")
+    assert run(main, *arguments(tree, results[2]))[0] == 0
+    kept = {"scores.csv", *(f"table{k}.{suffix}" for k in (1, 4) for suffix in ("md", "csv", "tex"))}
+    assert {path.name for path in out.iterdir()} == {*kept, "made_with.json", "notes.txt"}
+    assert {row["method"] for row in read_csv(out / "scores.csv")} == {"c"}
+
+
+def test_ctrl_c_says_that_scoring_begins_anew(tree, run, monkeypatch):
+    def stop(*pictures):
+        raise KeyboardInterrupt
+
+    method = predict(tree, "a")
+    assert run(main, *arguments(tree, method))[0] == 0
+    before = (tree / "out" / "table1.csv").read_bytes()
+    monkeypatch.setattr(evaluate, "score_picture", stop)
+    code, _, errors = run(main, *arguments(tree, method))
+    assert code == 130 and len(errors) == 1 and errors[0].endswith("the same command scores everything anew")
+    assert (tree / "out" / "table1.csv").read_bytes() == before
+
+
+def test_help_says_a_default_once(run):
+    text = " ".join(run(main, "--help")[1].split())
+    assert "default: all in the root --results" in text and "replace the results of another" in text
+    assert "luma, or the three colours (default: grey)" in text
 
 
 # --------------------------------------------------------------------------- without reference
@@ -451,6 +495,35 @@ def test_two_frames_are_weighted_as_published():
 def test_a_stack_without_edges_has_no_share_of_them():
     flat = np.full((9, 9), 7, np.float32)
     assert all(np.isnan(v) for v in measure_against_frames([flat, flat], {"m": flat})["m"].values())
+
+
+def test_a_stack_without_edges_is_named_and_left_out_of_the_means(tree, run):
+    flat = np.full(SHAPE, 7, np.uint8)
+    results = [predict(tree, name, off=(k, k, k)) for k, name in enumerate("ab")]
+    for n in range(3):
+        write_image(tree / "test" / "A" / "dof_stack" / "2" / f"{n + 1}.png", flat)
+    code, _, errors = run(main, *arguments(tree, *results, more=["--no_reference"]))
+    assert code == 0 and len(errors) == 1 and errors[0].startswith("notice: A/2: its frames have no edges")
+    rows = {(r["method"], r["scene"]): r for r in read_csv(tree / "out" / "no_reference.csv")}
+    assert rows["a", "2"]["sharpest"] == "nan"
+    table = table_rows((tree / "out" / "no_reference.md").read_text())
+    sharpest, *_, frequency = table["a"][0].replace("*", "").replace("<u>", "").replace("</u>", "").split(" / ")
+    assert sharpest == f"{float(rows['a', '10']['sharpest']):.4f}"
+    assert frequency == f"{np.mean([float(rows['a', scene]['frequency']) for scene in ('2', '10')]):.2f}"
+    assert "nan" not in " ".join(table["a"] + table["b"])
+
+
+def test_a_dataset_without_edges_has_no_mean():
+    rows = [{"method": "m", "dataset": d, "q": q} for d, q in (("A", np.nan), ("B", 1.0), ("B", 2.0), ("B", np.nan))]
+    means = evaluate.mean_scores(rows, ["q"])
+    assert np.isnan(means["m", "A"]["q"]) and means["m", "B"]["q"] == means["m", evaluate.OVERALL]["q"] == 1.5
+
+
+def test_a_frame_that_differs_is_refused(tree, run):
+    method = predict(tree, "m")
+    write_image(tree / "test" / "A" / "dof_stack" / "2" / "3.png", noise(0, (24, 30)))
+    code, _, errors = run(main, *arguments(tree, method, more=["--no_reference"]))
+    assert code == 1 and "3.png: 30x24 grey 8-bit, but 1.png is 32x24" in errors[-1]
 
 
 def test_gradient_and_frequency_by_hand():

@@ -157,3 +157,14 @@ def test_the_benchmark_prints_its_table(run, write_sweep, monkeypatch):
     assert code == 0 and not lines and len(rows) == 4
     assert rows[-1] == "| stack (8 frames) | 2 | 1.000 | 100% | 0% | 100% |"
     assert run(benchmark.main, *arguments)[1] == out
+
+
+def test_what_the_benchmark_cannot_use_is_said_before_the_work(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("a stack was made")
+
+    monkeypatch.setattr(benchmark, "make_stack", fail)
+    code, out, lines = run(benchmark.main, "--part", "auto", "--stacks", tmp_path / "none")
+    assert (code, out) == (1, "") and len(lines) == 1 and f"{tmp_path / 'none'}: no such directory" in lines[0]
+    code, _, lines = run(benchmark.main, "--part", "auto", "--shuffles", 0)
+    assert code == 2 and "--shuffles: a number above 0" in lines[-1]

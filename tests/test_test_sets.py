@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,28 @@ def test_focus_depth_is_the_frame_in_focus():
     assert depth.min() > 0.12 and depth.max() < 0.88  # middles of the first and the last bin
 
 
+def test_focus_depth_fills_unknown_disparities_without_a_warning():
+    planes, whole = [40, 30, 20, 10], np.full((1, 4), 20, np.float32)
+    holes = whole.copy()
+    holes[0, 1:] = np.nan, np.inf, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(stack_sets.focus_depth(holes, planes, 8), stack_sets.focus_depth(whole, planes, 8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_rendered_frames_have_the_bit_depth_of_the_picture(dtype):
+    top = np.iinfo(dtype).max
+    image = np.random.default_rng(0).integers(0, top, (24, 32, 3), dtype, endpoint=True)
+    depth = np.zeros((24, 32), np.uint8)
+    depth[:, 16:] = 255
+    near, far = stack_sets.render(image, depth, 2).frames
+    assert near.dtype == far.dtype == dtype
+    assert np.array_equal(near[:, :16], image[:, :16]) and np.array_equal(far[:, 16:], image[:, 16:])
+    white = np.full((8, 8), top, dtype)
+    assert np.array_equal(next(iter(stack_sets.render(white, depth[:8, 12:20], 3).frames)), white)
+
+
 # --------------------------------------------------------------------------- ready-made stacks
 
 
@@ -178,6 +201,13 @@ def test_ready_made_stacks_with_broken_parts(ready_made, tmp_path, run):
     assert code == 1 and "0002.png: 30x24" in errors[0] and scenes(tmp_path / "other") == ["0001"]
 
 
+def test_ready_made_stacks_refuse_what_would_be_ignored(ready_made, tmp_path, run):
+    for main, flag in ((flying.main, ("--disparity", tmp_path)), (flying.main, ("--num_frames", 4)),
+                       (middlebury.main, ("--num_frames", 4)), (middlebury.main, ("--max_width", 100))):
+        code, _, errors = run(main, "--input", ready_made / "val", "--output", tmp_path / "out", *flag)
+        assert code == 1 and f"{flag[0]} has no effect" in errors[0] and not (tmp_path / "out").exists()
+
+
 # --------------------------------------------------------------------------- FlyingThings3D
 
 
@@ -231,6 +261,8 @@ def test_flyingthings_names_what_is_missing(flying_tree, tmp_path, run):
     code, _, errors = run(flying.main, "--input", flying_tree / "frames_cleanpass", "--output", out,
                           "--disparity", flying_tree / "frames_finalpass")
     assert code == 1 and "frames_finalpass: nothing to prepare" in errors[0] and not out.exists()
+    code, _, errors = run(flying.main, "--input", flying_tree, "--output", out, "--no_depth")
+    assert code == 1 and "--no_depth has no effect" in errors[0] and not out.exists()
 
 
 # --------------------------------------------------------------------------- Middlebury
@@ -274,6 +306,36 @@ def test_middlebury_older_layout_and_width(tmp_path, run):
         depth, aif = (read_image(tmp_path / f"out/{kind}/{scene}.png") for kind in ("depth", "AiF"))
         assert aif.shape == (12, 16, 3) and (depth[:, :8] == 0).all() and (depth[:, 8:] == 255).all()
         assert abs(aif.astype(int) - noise(3).reshape(12, 2, 16, 2, 3).mean((1, 3))).max() <= 1
+
+
+def test_middlebury_names_the_scenes_without_disparity(middlebury_tree, tmp_path, run):
+    (middlebury_tree / "Motorcycle-perfect/disp0.pfm").unlink()
+    save(middlebury_tree / "test/Plants/im0.png", noise(1))
+    save(middlebury_tree / "Adirondack-perfect/Illum1/Exp0/view1.png", noise(2))  # no scene of its own
+    code, printed, _ = run(middlebury.main, "--input", middlebury_tree, "--output", tmp_path / "out")
+    assert code == 0 and scenes(tmp_path / "out") == ["Adirondack"]
+    assert printed.splitlines()[-1].endswith("beside the picture: Motorcycle-perfect, test/Plants")
+    shutil.make_archive(tmp_path / "2014", "zip", middlebury_tree)
+    again = run(middlebury.main, "--input", tmp_path / "2014.zip", "--output", tmp_path / "zip")[1]
+    assert again.splitlines()[-1] == printed.splitlines()[-1]
+    (middlebury_tree / "Adirondack-perfect/disp0.pfm").unlink()
+    code, _, errors = run(middlebury.main, "--input", middlebury_tree, "--output", tmp_path / "none")
+    assert code == 1 and "nothing to prepare" in errors[0]
+
+
+def test_middlebury_refuses_a_negative_width(middlebury_tree, tmp_path, run):
+    command = "--input", middlebury_tree, "--output", tmp_path / "out", "--num_frames", 2, "--max_width"
+    code, _, errors = run(middlebury.main, *command, -960)
+    assert code == 2 and "--max_width: -960 is less than 0" in errors[-1] and not (tmp_path / "out").exists()
+    assert run(middlebury.main, *command, 0)[0] == 0
+
+
+def test_middlebury_renders_16_bit_pictures(middlebury_tree, tmp_path, run):
+    deep = noise(1).astype(np.uint16) * 257
+    save(middlebury_tree / "Motorcycle-perfect/im0.png", deep)
+    code, _, _ = run(middlebury.main, "--input", middlebury_tree, "--output", tmp_path / "out", "--num_frames", 2)
+    assert code == 0 and np.array_equal(read_image(tmp_path / "out/AiF/Motorcycle.png"), deep)
+    assert sharp_halves(tmp_path / "out", "Motorcycle") == [(True, False), (False, True)]
 
 
 def test_middlebury_resumes_and_refuses_other_settings(middlebury_tree, tmp_path, run):
@@ -390,6 +452,8 @@ def test_road_pairs_are_foreground_first(road_tree, tmp_path, run):
     assert "notice: 3 scenes where 80 are expected" in printed and "frames per scene where" not in printed
     assert run(road.main, "--input", road_tree, "--output", tmp_path / "high", "--resolution", "high")[0] == 0
     assert read_image(tmp_path / "high/AiF/2.png").shape == (48, 64, 3)
+    code, _, errors = run(road.main, "--input", road_tree, "--output", tmp_path / "no", "--num_frames", 5)
+    assert code == 1 and "--num_frames has no effect" in errors[0] and not (tmp_path / "no").exists()
 
 
 def test_road_stacks_from_truth_and_depth(road_tree, tmp_path, run):
@@ -404,6 +468,11 @@ def test_road_stacks_from_truth_and_depth(road_tree, tmp_path, run):
     assert len(halves) == 20 and halves[0] == (True, False) and halves[-1] == (False, True)
     assert np.array_equal(read_image(out / "AiF/2.png"), noise(202))
     assert np.array_equal(read_image(out / "depth/2.png"), depth)
+    deep = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (24, 1))
+    save(tmp_path / "depth/2.png", deep)
+    assert run(road.main, *command, "--output", tmp_path / "deep", "--num_frames", 2)[0] == 0
+    assert np.array_equal(read_image(tmp_path / "deep/depth/2.png"), deep)
+    assert np.array_equal(read_image(tmp_path / "deep/depth/1.png"), depth)
     code, _, errors = run(road.main, *command, "--output", tmp_path / "high", "--resolution", "high")
     assert code == 1 and "depth/1.png: 32x24" in errors[0]
     (tmp_path / "depth/10.png").unlink()
@@ -461,6 +530,7 @@ def test_help_says_where_the_download_is(main, run):
     code, printed, _ = run(main, "--help")
     assert code == 0 and any(place in printed for place in ("github.com", "supasorn.com", "cs.nyu.edu"))
     assert "TEST_ROOT/" in printed and "--max_scenes" in printed
+    assert all(option.count("default") <= 1 for option in printed.split("\n  --"))
 
 
 @pytest.mark.parametrize("script", ["FlyingThings3D/prepare.py", "NYU_V2/prepare_test.py"])

@@ -33,6 +33,7 @@ from make_datasets.sources import Name, Source, in_split, open_prepared  # noqa:
 from make_datasets.stack_sets import (  # noqa: E402
     Expected,
     FocalStack,
+    check_unused,
     copy_rendered,
     disparity_picture,
     read_disparity_map,
@@ -94,8 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Source(args.input, lambda names: choose(names, args),
                     "SCENE/{AiF.png, disp.exr, D.png ..} or frames_cleanpass/TEST/*/*/left/*.png")
     if rendered_names(source.names):
+        check_unused(args, "the frames and disparities of FlyingThings3D_FS are copied", num_frames=FRAMES,
+                     disparity=None)
         copy_rendered(args, "make_datasets/FlyingThings3D/prepare.py", source, Expected((), (FRAMES, FRAMES)))
         return
+    check_unused(args, "stacks are rendered from the depth", no_depth=False)
     names = [name for name in source.names if name.suffix != ".pfm"]
     depths = source
     if args.disparity:

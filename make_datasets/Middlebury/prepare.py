@@ -10,6 +10,7 @@ The stereo sets (vision.middlebury.edu/stereo/data): SCENE/{im0.png, disp0.pfm} 
 -imperfect are left out) and 2021, SCENE/{im0.png, disp0GT.pfm} of MiddEval3, SCENE/{view1.png, disp1.png} of 2005 and
 2006. Stacks are rendered by Algorithm 1 from depth linear in the disparity; no calib.txt is needed for that. Pictures
 wider than --max_width are reduced before (the paper's are 960 wide), pixels without disparity take the nearest one.
+Pictures without disparity, such as the test half of MiddEval3, are named and left out.
 
 Not known: which scenes the paper tests on and how many. The numbers of Middlebury_FS were not checked on the
 download. disp.exr needs OpenEXR (pip install -r make_datasets/requirements-exr.txt).
@@ -34,6 +35,8 @@ from make_datasets.sources import Name, Source, open_prepared, scene_names  # no
 from make_datasets.stack_sets import (  # noqa: E402
     Expected,
     FocalStack,
+    at_least,
+    check_unused,
     copy_rendered,
     disparity_picture,
     read_disparity_map,
@@ -44,20 +47,25 @@ from make_datasets.stack_sets import (  # noqa: E402
 )
 from utils import UserError, command, read_image  # noqa: E402
 
-FRAMES = 15
+FRAMES, WIDTH = 15, 960
 PAIRS = {"im0.png": ("disp0.pfm", "disp0GT.pfm"), "view1.png": ("disp1.png",)}  # left picture: its disparity
 SCENES = (6, 21, 23, 15, 24)  # 2005, 2006, 2014, MiddEval3 and 2021, with disparity
 
 
 def stereo_names(names: list[Name]) -> list[Name]:
-    """Pick left pictures that have a disparity, and the disparities."""
+    """Pick left pictures and their disparities. Pictures without one come along if any has one, to be named.
+
+    What lies below the folder of a scene, such as the other exposures of 2005 and 2006, is not one of its own.
+    """
     files = {name for name in names if not name.parent.name.endswith("-imperfect")}
     chosen = []
     for name in files:
         disparity = next((name.with_name(d) for d in PAIRS.get(name.name, ()) if name.with_name(d) in files), None)
         if disparity:
             chosen += [name, disparity]
-    return chosen
+    scenes = {name.parent for name in chosen}
+    alone = [name for name in files if name.name in PAIRS and not scenes.intersection(name.parents)]
+    return chosen and chosen + alone
 
 
 def reduce_width(image: np.ndarray, disparity: np.ndarray, max_width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +92,7 @@ def load_stereo(picture: Path, disparity: Path, args: argparse.Namespace) -> Foc
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = stack_parser(__doc__, "Middlebury_FS or stereo scenes", num_frames=FRAMES)
     group = parser.add_argument_group("pictures")
-    group.add_argument("--max_width", type=int, default=960,
+    group.add_argument("--max_width", type=at_least(0), default=WIDTH,
                        help="stereo scenes: reduce wider pictures to this width, pixels; 0: never")
     group.add_argument("--no_depth", action="store_true", help="Middlebury_FS: leave the depth maps out")
     return parser.parse_args(argv)
@@ -96,16 +104,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Source(args.input, lambda names: rendered_names(names) or stereo_names(names),
                     "SCENE/{AiF.png, disp.exr, D.png ..}, SCENE/{im0.png, disp0.pfm} or SCENE/{view1.png, disp1.png}")
     if rendered_names(source.names):
+        check_unused(args, "the frames of Middlebury_FS are copied", num_frames=FRAMES, max_width=WIDTH)
         copy_rendered(args, "make_datasets/Middlebury/prepare.py", source, Expected((), (FRAMES, FRAMES)))
         return
+    check_unused(args, "stacks are rendered from the depth", no_depth=False)
     pictures = {name.parent: name for name in source.names if name.name in PAIRS}
     disparities = {name.parent: name for name in source.names if name.name not in PAIRS}
-    scenes = scene_names(pictures, "-perfect")
+    scenes = scene_names((folder for folder in pictures if folder in disparities), "-perfect")
     output = open_prepared(args, "make_datasets/Middlebury/prepare.py")
     with source.root(output) as root:
         write_stacks(output, scenes, args,
                      lambda folder: load_stereo(root / pictures[folder], root / disparities[folder], args),
                      Expected(SCENES, (args.num_frames,) * 2))
+    alone = [str(folder) for folder in pictures if folder not in disparities]
+    if alone:
+        print(f"notice: left out, no disparity lies beside the picture: {', '.join(alone)}")
 
 
 if __name__ == "__main__":

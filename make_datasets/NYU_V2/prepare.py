@@ -95,7 +95,7 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", type=Path, help="folder of exported pictures, 480x640")
     group.add_argument("--depths", type=Path, help="folder of exported depths, 8 or 16-bit grey, larger = farther")
     group = parser.add_argument_group("split")
-    group.add_argument("--val_count", type=int, help=f"pictures held out; default {VAL} of the {TOTAL}")
+    group.add_argument("--val_count", type=int, help=f"pictures held out; default: {VAL} of the {TOTAL}")
     group.add_argument("--seed", type=int, default=0, help="draws which pictures are held out")
 
 

@@ -25,8 +25,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from make_datasets.sources import Name, Source, open_prepared  # noqa: E402
-from make_datasets.stack_sets import Expected, FocalStack, read_alike, render, stack_parser, write_stacks  # noqa: E402
-from utils import IMAGE_SUFFIXES, UserError, command, index_by_stem, read_depth, read_image, to_uint8  # noqa: E402
+from make_datasets.stack_sets import (  # noqa: E402
+    Expected,
+    FocalStack,
+    check_unused,
+    quantize,
+    render,
+    stack_parser,
+    write_stacks,
+)
+from utils import IMAGE_SUFFIXES, UserError, command, index_by_stem, read_alike, read_depth, read_image  # noqa: E402
 
 SCENES, FRAMES = (80,), 20
 NEAR, FAR, TRUTH = "foreground", "background", "truth"
@@ -59,7 +67,7 @@ def load_road(files: dict[str, Path], depth: Path | None, num_frames: int) -> Fo
     """Load a pair as a stack, or render one from its truth and depth map. Raises UserError."""
     if depth is None:
         return FocalStack(read_alike([files[NEAR], files[FAR]]), read_image(files[TRUTH]) if TRUTH in files else None)
-    image, far = read_image(files[TRUTH]), to_uint8(read_depth(depth))
+    image, far = read_image(files[TRUTH]), quantize(read_depth(depth), read_image(depth).dtype)
     if image.shape[:2] != far.shape:
         raise UserError(f"{depth}: {far.shape[1]}x{far.shape[0]} pixels, its picture has "
                         f"{image.shape[1]}x{image.shape[0]}; estimate the depth anew")
@@ -77,6 +85,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if not args.depth_dir:
+        check_unused(args, "without --depth_dir a stack is a pair", num_frames=FRAMES)
     source = Source(args.input, lambda names: [name for name in names if kind_of(name, args.resolution)],
                     f"{args.resolution.title()}_resolution/{{foreground,Background}}/NAME.* and "
                     f"GT_{args.resolution}/NAME.*")
