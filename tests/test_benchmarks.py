@@ -186,9 +186,10 @@ def test_weights_that_are_none_are_an_error_in_one_line(run, tmp_path):
         assert (code, out) == (1, "") and len(lines) == 1 and str(path) in lines[0]
 
 
-def test_exactness_refuses_a_side_below_1(run):
-    code, _, lines = run(exactness.main, "--max_side", 0)
-    assert code == 2 and "--max_side: a number above 0" in lines[-1]
+def test_exactness_refuses_a_side_below_1(capsys):
+    with pytest.raises(SystemExit):
+        exactness.parse_args(["--max_side", "0"])
+    assert "--max_side: a number above 0" in capsys.readouterr().err
 
 
 def test_tiles_with_the_whole_halo_change_nothing(run, weights):
