@@ -57,6 +57,7 @@ TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larg
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
+STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     step = picture_step(settings)
     tile = settings.tile
     if not tile:
-        allowed = 0.9 * room if settings.max_memory else min(room, TILE_MEMORY)
+        allowed = 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
         least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
         tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
@@ -238,11 +239,27 @@ def picture_step(settings: FusionSettings) -> int:
     return 2 if settings.speed == "fast" else 1
 
 
-def cut_evenly(side: int, tile: int, step: int) -> list[tuple[int, int]]:
-    """Cut 0..side into equal parts of at most `tile` pixels, at multiples of `step`."""
-    count = math.ceil(side / max(tile, step))
+def cut_evenly(side: int, part: int, step: int) -> list[tuple[int, int]]:
+    """Cut 0..side into equal parts of at most `part` pixels, at multiples of `step`."""
+    count = math.ceil(side / max(part, step))
     part = math.ceil(side / count / step) * step
     return [(start, min(start + part, side)) for start in range(0, side, part)]
+
+
+class Part(NamedTuple):
+    """A tile along one side: its pixels start..stop of the picture, and those that the recurrent stage needs."""
+
+    start: int
+    stop: int
+    window: range  # of the recurrent stage's pixels
+
+
+def cut_tiles(side: int, tile: int, step: int, halo: int) -> list[Part]:
+    """Cut a side into tiles with a halo. All windows are equally long: memory and compiled code serve again."""
+    parts, whole = cut_evenly(side, tile, step), math.ceil(side / step)
+    length = min(whole, math.ceil(parts[0][1] / step) + 2 * halo)
+    firsts = [min(max(0, start // step - halo), whole - length) for start, _ in parts]
+    return [Part(*part, range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
 
 
 # --------------------------------------------------------------------------- the passes
@@ -278,26 +295,20 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    tiles = itertools.product(*(cut_evenly(side, budget.tile, step) for side in (height, width)))
+    tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
     try:
-        for (top, bottom), (left, right) in tqdm(list(tiles), desc="comparing", unit="tile", leave=False,
-                                                 disable=not source.progress):
-            rows, columns = (with_halo(*part, step, budget.halo)
-                             for part in ((top, bottom, height), (left, right, width)))
-            logits = inter(VolumeWindow(features, rows, columns, step, next(inter.parameters()))).float()
-            if step == 2:
-                logits = upsample_logits(logits, 2 * len(rows), 2 * len(columns))
-            here = (slice(top - step * rows.start, bottom - step * rows.start),
-                    slice(left - step * columns.start, right - step * columns.start))
-            focus = regress_focus(logits[(..., *here)], model.temperature, readout)
-            there = (slice(top, bottom), slice(left, right))
-            maps.index[there] = focus.index[0].cpu().numpy()
-            maps.confidence[there] = focus.confidence[0].cpu().numpy()
-            if maps.probabilities:
-                p = focus.probabilities[0]
-                p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
-                maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
-                maps.probabilities.release_pages()
+        for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
+            logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
+            for rows, strip in read_strips(logits, down, across, step):
+                focus = regress_focus(strip, model.temperature, readout)
+                there = (rows, slice(across.start, across.stop))
+                maps.index[there] = focus.index[0].cpu().numpy()
+                maps.confidence[there] = focus.confidence[0].cpu().numpy()
+                if maps.probabilities:
+                    p = focus.probabilities[0]
+                    p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                    maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
+                    maps.probabilities.release_pages()
     except BaseException:
         maps.close()
         raise
@@ -319,9 +330,23 @@ def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
     return inter
 
 
-def with_halo(start: int, stop: int, side: int, step: int, halo: int) -> range:
-    """Return the pixels of the recurrent stage for a tile's picture pixels start..stop of `side`."""
-    return range(max(0, start // step - halo), min(math.ceil(side / step), math.ceil(stop / step) + halo))
+def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a tile's logits (1, N, rows, W) at the picture's resolution in strips of rows, and those rows.
+
+    Of long stacks the whole tile would need many times its logits for what is made of them.
+    """
+    columns = slice(across.start - step * across.window.start, across.stop - step * across.window.start)
+    row_memory = logits[:, :, 0].numel() * 4 * step**2  # bytes
+    for start, stop in cut_evenly(down.stop - down.start, STRIP_MEMORY // row_memory, step):
+        start, stop = start + down.start, stop + down.start
+        low, high = start // step - down.window.start, math.ceil(stop / step) - down.window.start
+        if step == 2:  # a row of the picture lies between two of the recurrent stage
+            above = min(low, 1)
+            strip = logits[:, :, low - above : high + 1]
+            strip = upsample_logits(strip, 2 * strip.shape[2], 2 * strip.shape[3])[:, :, 2 * above :]
+        else:
+            strip = logits[:, :, low:high]
+        yield slice(start, stop), strip[:, :, : stop - start, columns]
 
 
 class VolumeWindow(Sequence):

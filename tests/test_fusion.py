@@ -127,6 +127,29 @@ def test_tiles_the_whole_and_the_plain_forward_pass_agree(model, speed, num_fram
     assert (tiled.fused == whole.fused).mean() >= 0.9998
 
 
+@pytest.mark.parametrize("speed", ["full", "fast"])
+@pytest.mark.parametrize("shape", [(70, 101), (33, 64), (5, 7)])
+def test_strips_of_a_tile_are_read_as_the_whole(untrained, speed, shape, monkeypatch):
+    frames, settings = make_stack(5, shape), FusionSettings(speed=speed, sampling="blend", tile=32)
+    whole = fuse_stack(frames, untrained, settings)
+    monkeypatch.setattr(fusion, "STRIP_MEMORY", 1)  # a row at a time
+    strips = fuse_stack(frames, untrained, settings)
+    np.testing.assert_allclose(strips.index, whole.index, atol=1e-5)
+    np.testing.assert_allclose(strips.confidence, whole.confidence, atol=1e-5)
+    assert np.abs(strips.fused.astype(int) - whole.fused).max() <= 1
+
+
+def test_windows_are_equally_long_and_hold_the_tile_with_its_halo():
+    for side, tile, step, halo in ((101, 32, 1, 16), (101, 32, 2, 16), (1000, 300, 2, 16), (40, 64, 1, 16)):
+        parts = fusion.cut_tiles(side, tile, step, halo)
+        assert [part.start for part in parts] + [side] == [0] + [part.stop for part in parts]
+        assert len({len(part.window) for part in parts}) == 1
+        for part in parts:
+            assert part.window.start <= max(0, part.start // step - halo)
+            assert part.window.stop >= min(-(-side // step), -(-part.stop // step) + halo)
+            assert 0 <= part.window.start and part.window.stop <= -(-side // step)
+
+
 def test_the_published_index_is_stretched_over_the_stack_not_over_a_tile(shared):
     model = load_model(shared / "published" / "stackmff_v2.pth")
     index = fuse_stack(make_stack(8), model, FusionSettings(tile=32)).index
