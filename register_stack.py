@@ -38,7 +38,7 @@ from utils import (
     open_output,
     read_image,
     write_image,
-    written_whole,
+    write_text,
 )
 
 FINE_SIDE, COARSE_SIDE = 2048, 1024  # longest side in pixels at which motion is refined, and at which it is found
@@ -841,8 +841,7 @@ def save_transforms(path: str | Path, frames: Sequence, order: Sequence[int], tr
         "frames": [{"name": name_of_frame(frame), "matrix": matrix.ravel().tolist()}
                    for frame, matrix in zip(frames, by_name, strict=True)],
     }
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_transforms(path: str | Path,
@@ -909,8 +908,7 @@ def main(argv=None) -> int:
             else:
                 write_image(output / name, read_image(frame))
     if kept:
-        with written_whole(kept) as part:
-            part.write_text((output / "transforms.json").read_text())
+        write_text(kept, (output / "transforms.json").read_text())
     for notice in prepared.report["notices"]:
         print(notice, file=sys.stderr)
     print_table(prepared.report)

@@ -714,7 +714,13 @@ def pick_pixels(frames: Iterable[np.ndarray], index: np.ndarray) -> np.ndarray:
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Map 0..1 to 0..255, rounded and clipped."""
-    return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    return quantize(values, np.uint8)
+
+
+def quantize(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """Map 0..1 to the whole range of uint8 or uint16, rounded and clipped."""
+    top = np.iinfo(dtype).max
+    return np.clip(np.rint(values * top), 0, top).astype(dtype)
 
 
 def colorize(values: np.ndarray) -> np.ndarray:

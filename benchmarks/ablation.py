@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.quality import GROUPS, Scene, digest, list_scenes, make_stack, read_rows, score  # noqa: E402
+from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score  # noqa: E402
 from fusion import fuse_stack, open_model  # noqa: E402
 from make_datasets.make_dataset import match_scenes  # noqa: E402
-from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, open_output, written_whole  # noqa: E402
+from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, open_output, write_text  # noqa: E402
 
 RECIPE = ("--recipe diverse --num_frames 2 40 --ce_weight 0.1 --fusion_weight 0.01 --fast_share 0.9 "
           "--ema 0.99").split()
@@ -110,9 +110,7 @@ def score_variant(name: str, weights: Path, scenes: Sequence[Scene], args: argpa
         for key, scene in zip(keys, scenes, strict=True):
             if key not in rows:
                 stack = make_stack(scene, GROUPS[group], args.max_side, args.seed)
-                rows[key] = (dict(zip(("group", "scene", "method", "made_by"), key, strict=True))
-                             | score(stack, *fuse_stack(stack.frames, model)[:2]))
-                log.write(rows[key])
+                add_row(rows, log, key, score(stack, *fuse_stack(stack.frames, model)[:2]))
         means[group] = float(np.mean([float(rows[key]["psnr"]) for key in keys]))
     return means
 
@@ -191,8 +189,7 @@ def main(argv=None) -> int:
     log = CsvLog(output / "ablation.csv")
     for name, found in means.items():
         log.write({"variant": VARIANTS[name].title} | {group: f"{psnr:.4f}" for group, psnr in found.items()})
-    with written_whole(output / "ablation.md") as part:
-        part.write_text(table)
+    write_text(output / "ablation.md", table)
     print(table, end="")
     return 0
 

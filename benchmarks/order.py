@@ -35,10 +35,15 @@ from benchmarks.quality import (  # noqa: E402
     Method,
     Scene,
     Stack,
+    add_row,
+    add_scene_flags,
+    check_scene_flags,
     digest,
     list_scenes,
     make_stack,
+    missing_methods,
     read_rows,
+    scene_settings,
     score,
 )
 from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
@@ -117,19 +122,15 @@ def fusing_methods(args: argparse.Namespace) -> dict[str, Method]:
 
 def compare_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
     """Fuse and score all conditions, those that are in the CSV excepted; write and print the table."""
-    settings = {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
-    output = open_output(args.output_dir, settings, args.overwrite)
+    output = open_output(args.output_dir, scene_settings(args), args.overwrite)
     methods, rows = fusing_methods(args), read_rows(output / "order.csv")
     log = CsvLog(output / "order.csv", append=True)
     conditions = dict.fromkeys(condition for panel in PANELS.values() for condition in panel.values())
     for condition, scene in tqdm([(c, s) for c in conditions for s in scenes], unit="stack"):
-        missing = {(condition.name, scene.name, name, m.made_by): m for name, m in methods.items()}
-        missing = {key: m for key, m in missing.items() if key not in rows}
+        missing = missing_methods(rows, condition.name, scene, methods)
         stack = make_arranged(scene, condition, args.max_side, args.seed) if missing else None
         for key, method in missing.items():
-            rows[key] = (dict(zip(("group", "scene", "method", "made_by"), key, strict=True))
-                         | score(stack, *method.run(stack)))
-            log.write(rows[key])
+            add_row(rows, log, key, score(stack, *method.run(stack)))
     means = {(condition, name): np.mean([[float(rows[condition.name, scene.name, name, method.made_by][figure])
                                           for figure in ("psnr", "ssim")] for scene in scenes], axis=0)
              for condition in conditions for name, method in methods.items()}
@@ -237,13 +238,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--part", choices=("fusion", "auto"), default="fusion",
                         help="score the fused pictures, or the order that --order auto finds")
-    stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
-    stacks.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
-    stacks.add_argument("--depth", help="their depth maps, near = 0")
-    stacks.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
-    stacks.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
-    stacks.add_argument("--seed", type=int, default=0)
+    add_scene_flags(parser.add_argument_group("stacks"))
     fusion = parser.add_argument_group("--part fusion")
     fusion.add_argument("--output_dir", default="results/order", help="folder of order.csv, order.md and order.png")
     fusion.add_argument("--overwrite", action="store_true", help="replace what other settings made")
@@ -255,10 +250,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     auto.add_argument("--stacks", nargs="+", default=[], metavar="DIR", help="real stacks, in focal order by name")
     auto.add_argument("--shuffles", type=int, default=5, help="of every stack")
     args = parser.parse_args(argv)
-    if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
-        parser.error("--photos needs --segments or --depth, one of the two")
-    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side, args.shuffles)):
-        parser.error("--max_scenes, --max_side and --shuffles: a number above 0")
+    check_scene_flags(parser, args)
+    if args.shuffles < 1:
+        parser.error("--shuffles: a number above 0")
     return args
 
 

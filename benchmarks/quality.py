@@ -86,6 +86,9 @@ METHODS = {  # columns; between them and the true index come the peers
 }
 
 
+KEY = ("group", "scene", "method", "made_by")  # of a row
+
+
 class Scene(NamedTuple):
     name: str
     number: int  # its random parts follow from it
@@ -207,9 +210,21 @@ def score(stack: Stack, fused: np.ndarray, index: np.ndarray | None) -> dict[str
     return image_quality(luma(fused) * 255, luma(stack.aif) * 255) | {"index_mae": mae}
 
 
+def add_row(rows: dict, log: CsvLog, key: tuple[str, ...], scores: dict) -> None:
+    """Add a stack's scores to the rows and to their CSV."""
+    rows[key] = dict(zip(KEY, key, strict=True)) | scores
+    log.write(rows[key])
+
+
+def missing_methods(rows: dict, group: str, scene: Scene, methods: dict[str, Method]) -> dict[tuple[str, ...], Method]:
+    """Return the methods whose scores of a stack are not there, by the row's key."""
+    keys = {(group, scene.name, name, method.made_by): method for name, method in methods.items()}
+    return {key: method for key, method in keys.items() if key not in rows}
+
+
 def read_rows(path: Path) -> dict[tuple[str, ...], dict]:
-    """Return the rows of quality.csv by (group, scene, method, made_by)."""
-    return {(r["group"], r["scene"], r["method"], r["made_by"]): r for r in read_csv(path)}
+    """Return the rows of quality.csv by KEY."""
+    return {tuple(row[name] for name in KEY): row for row in read_csv(path)}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -259,14 +274,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--worst", action="store_true",
                        help="also write worst/GROUP.png of ours: truth | fused | error | index")
     stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
-    stacks.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
-    stacks.add_argument("--depth", help="their depth maps, near = 0")
+    add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP",
                         help="rows of the table")
-    stacks.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
-    stacks.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
-    stacks.add_argument("--seed", type=int, default=0)
     methods = parser.add_argument_group("methods")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
     methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
@@ -274,14 +284,33 @@ def parse_args(argv=None) -> argparse.Namespace:
                          help="another program, with {input_dir} (of 1.png ..) and {output} (a .png); repeatable")
     methods.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
-    if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
-        parser.error("--photos needs --segments or --depth, one of the two")
-    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
-        parser.error("--max_scenes and --max_side: a number above 0")
+    check_scene_flags(parser, args)
     names = [*METHODS, *(name for name, _ in args.peer)]
     if len(set(names)) < len(names):
         parser.error(f"--peer: every name once, and none of {', '.join(METHODS)}")
     return args
+
+
+def add_scene_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that choose the scenes."""
+    group.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
+    group.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
+    group.add_argument("--depth", help="their depth maps, near = 0")
+    group.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
+    group.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
+    group.add_argument("--seed", type=int, default=0)
+
+
+def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
+        parser.error("--photos needs --segments or --depth, one of the two")
+    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
+        parser.error("--max_scenes and --max_side: a number above 0")
+
+
+def scene_settings(args: argparse.Namespace) -> dict:
+    """Return what every row of a CSV has in common."""
+    return {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
 
 
 def peer_command(text: str) -> tuple[str, list[str]]:
@@ -302,15 +331,13 @@ def main(argv=None) -> int:
     keep_freed_memory()
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     methods = list_methods(args)
-    settings = {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
-    output = open_output(args.output, settings, args.overwrite)
+    output = open_output(args.output, scene_settings(args), args.overwrite)
     rows = read_rows(output / "quality.csv")
     log = CsvLog(output / "quality.csv", append=True)
     failures = 0
     jobs = [(group, scene) for group in GROUPS if group in args.groups for scene in scenes]
     for group, scene in tqdm(jobs, unit="stack"):
-        missing = {(group, scene.name, name, m.made_by): m for name, m in methods.items()}
-        missing = {key: m for key, m in missing.items() if key not in rows}
+        missing = missing_methods(rows, group, scene, methods)
         stack = make_stack(scene, GROUPS[group], args.max_side, args.seed) if missing else None
         for key, method in missing.items():
             try:
@@ -319,8 +346,7 @@ def main(argv=None) -> int:
                 tqdm.write(f"error: {method.title}, {group}, {scene.name}: {error}", file=sys.stderr)
                 failures += 1
                 continue
-            rows[key] = dict(zip(("group", "scene", "method", "made_by"), key, strict=True)) | scores
-            log.write(rows[key])
+            add_row(rows, log, key, scores)
     groups = list(dict.fromkeys(group for group, _ in jobs))
     if args.worst:
         for group in groups:

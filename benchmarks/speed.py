@@ -41,6 +41,7 @@ from utils import (  # noqa: E402
     pick_pixels,
     read_image,
     write_image,
+    write_text,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +103,6 @@ def plain_sweep(volume: Tensor, gates: Tensor, gates_bias: Tensor, candidate: Te
 
 def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None) -> dict:
     """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak resident memory."""
-    device = pick_device(device_name)
     model = open_model(argparse.Namespace(model_path=model_path, device=device_name))
     paths = list_images(stack_dir)[0]
     settings = METHODS[method]
@@ -111,7 +111,7 @@ def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_
     else:
         keep_freed_memory()
         settings = replace(settings, max_memory=max_memory)
-    warm_up = 2 if device.type == "cuda" else 1 if settings and settings.compile else 0
+    warm_up = 2 if next(model.parameters()).is_cuda else 1 if settings and settings.compile else 0
     for _ in range(warm_up):
         run_once(model, paths, settings)
     begin = time.perf_counter()
@@ -247,8 +247,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                                                                     f"the paper's {' '.join(PAPER_SIZES)}")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scaling", action="store_true",
-                        help="also the curves over frames and pixels; needs matplotlib")
+    parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels")
     parser.add_argument("--max_memory", type=float, metavar="GB", help="our budget; default: half of what is free")
     parser.add_argument("--limit", type=float, default=20, metavar="GB",
                         help="address space of a measurement on the CPU: what needs more does not fit")
@@ -272,7 +271,7 @@ def main(argv=None) -> int:
     sizes = args.sizes or list(SIZES + PAPER_SIZES if on_cuda else SIZES)
     rows = {size: compare(size, args.methods, args, log) for size in tqdm(sizes, unit="stack")}
     text = table(rows, args.methods)
-    (output / "speed.md").write_text(text + "\n")
+    write_text(output / "speed.md", text + "\n")
     print(text)
     if args.scaling:
         methods = [m for m in ("plain", "full", "fast") if m in args.methods]

@@ -37,6 +37,7 @@ from utils import (  # noqa: E402
     open_output,
     read_image,
     write_image,
+    write_text,
     written_whole,
 )
 
@@ -303,5 +304,4 @@ def write_photos(args: argparse.Namespace, program: str, source: Source) -> None
 
 
 def _write_lines(path: Path, entries: dict[str, str]) -> None:
-    with written_whole(path) as part:
-        part.write_text("".join(f"{scene}\t{reason}\n" for scene, reason in entries.items()))
+    write_text(path, "".join(f"{scene}\t{reason}\n" for scene, reason in entries.items()))

@@ -29,7 +29,16 @@ from make_datasets.sources import (  # noqa: E402
     scene_names,
     source_parser,
 )
-from utils import UserError, check_alike, list_images, read_alike, read_image, write_image, written_whole  # noqa: E402
+from utils import (  # noqa: E402
+    UserError,
+    check_alike,
+    list_images,
+    quantize,
+    read_alike,
+    read_image,
+    write_image,
+    written_whole,
+)
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack
@@ -158,12 +167,6 @@ def focus_depth(disparity: np.ndarray, planes: Sequence[float], bits: int) -> np
 
 
 # --------------------------------------------------------------------------- stacks
-
-
-def quantize(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-    """Map 0..1 to the whole range of uint8 or uint16, rounded and clipped."""
-    top = np.iinfo(dtype).max
-    return np.clip(np.rint(values * top), 0, top).astype(dtype)
 
 
 def render(image: np.ndarray, depth: np.ndarray, num_frames: int) -> FocalStack:

@@ -63,6 +63,17 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
+def photos(tmp_path):
+    """Two photos with four segments each."""
+    rng = np.random.default_rng(0)
+    labels = np.kron(np.arange(1, 5, dtype=np.uint8).reshape(2, 2), np.ones((20, 24), np.uint8))
+    for name in ("2", "10"):
+        write_image(tmp_path / "images" / f"{name}.png", rng.integers(0, 256, (40, 48, 3), np.uint8))
+        write_image(tmp_path / "segments" / f"{name}.png", labels)
+    return ["--photos", tmp_path / "images", "--segments", tmp_path / "segments"]
+
+
+@pytest.fixture
 def write_stack():
     """Write a folder 1.png .. N.png of random frames; returns the frames."""
 

@@ -16,17 +16,6 @@ from utils import UserError, write_image
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Two photos with four segments each."""
-    rng = np.random.default_rng(0)
-    labels = np.kron(np.arange(1, 5, dtype=np.uint8).reshape(2, 2), np.ones((20, 24), np.uint8))
-    for name in ("2", "10"):
-        write_image(tmp_path / "images" / f"{name}.png", rng.integers(0, 256, (40, 48, 3), np.uint8))
-        write_image(tmp_path / "segments" / f"{name}.png", labels)
-    return ["--photos", tmp_path / "images", "--segments", tmp_path / "segments"]
-
-
-@pytest.fixture
 def trainings(monkeypatch):
     """Run train.py in this process, which saves its start. Returns its arguments, a row per training."""
     seen = []

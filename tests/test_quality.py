@@ -17,7 +17,7 @@ from benchmarks import quality  # noqa: E402
 from benchmarks.quality import GROUPS, Group, Scene, make_stack  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, synthesize  # noqa: E402
-from utils import luma, pick_pixels, read_image, to_uint8, write_image  # noqa: E402
+from utils import luma, pick_pixels, read_image, to_uint8  # noqa: E402
 
 MOTORCYCLE = Scene("motorcycle", 0)
 SIDE = 64
@@ -30,17 +30,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Two photos with four segments each."""
-    rng = np.random.default_rng(0)
-    labels = np.kron(np.arange(1, 5, dtype=np.uint8).reshape(2, 2), np.ones((20, 24), np.uint8))
-    for name in ("2", "10"):
-        write_image(tmp_path / "images" / f"{name}.png", rng.integers(0, 256, (40, 48, 3), np.uint8))
-        write_image(tmp_path / "segments" / f"{name}.png", labels)
-    return ["--photos", tmp_path / "images", "--segments", tmp_path / "segments"]
 
 
 def bench(output, weights, *arguments):
