@@ -300,7 +300,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
         for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
             logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
             for rows, strip in read_strips(logits, down, across, step):
-                focus = regress_focus(strip, model.temperature, readout)
+                focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
                 there = (rows, slice(across.start, across.stop))
                 maps.index[there] = focus.index[0].cpu().numpy()
                 maps.confidence[there] = focus.confidence[0].cpu().numpy()

@@ -9,22 +9,24 @@ from torch import Tensor
 
 
 def focus_loss(index: Tensor, probabilities: Tensor, target: Tensor, *, ce_weight: float = 0.0,
-               fusion_weight: float = 0.0, stack: Tensor | None = None, aif: Tensor | None = None,
-               sample_weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+               fusion_weight: float = 0.0, blend_weight: float = 0.0, stack: Tensor | None = None,
+               aif: Tensor | None = None, sample_weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Compare a focus map with the normalised depth (Eq. 9): MSE of index / (N - 1) against `target`.
 
     index: (B, H, W) in frames, 0..N-1; probabilities: (B, N, H, W); target: (B, H, W) in 0..1.
     ce_weight adds the cross-entropy of P, its soft target being the two frames around the true focus index.
-    fusion_weight adds the error in dB of the picture that P draws from stack (B, N, H, W) against aif (B, H, W).
-    sample_weight: (B,), by default 1/B each. Returns the loss and {"mse", "ce", "fusion"}, detached.
+    fusion_weight and blend_weight add the errors in dB of the pictures that P draws and mixes from stack (B, N, H, W)
+    against aif (B, H, W).
+    sample_weight: (B,), by default 1/B each. Returns the loss and {"mse", "ce", "fusion", "blend"}, detached.
     """
     b, n = probabilities.shape[:2]
     weight = target.new_full((b,), 1 / b) if sample_weight is None else sample_weight
     mse = ((index / max(n - 1, 1) - target) ** 2).mean((1, 2)) @ weight
     ce = soft_cross_entropy(probabilities, target * (n - 1)) @ weight if ce_weight else torch.zeros_like(mse)
     fusion = fusion_error(probabilities, stack, aif) @ weight if fusion_weight else torch.zeros_like(mse)
-    loss = mse + ce_weight * ce + fusion_weight * fusion
-    return loss, {"mse": mse.detach(), "ce": ce.detach(), "fusion": fusion.detach()}
+    blend = blend_error(probabilities, stack, aif) @ weight if blend_weight else torch.zeros_like(mse)
+    loss = mse + ce_weight * ce + fusion_weight * fusion + blend_weight * blend
+    return loss, {"mse": mse.detach(), "ce": ce.detach(), "fusion": fusion.detach(), "blend": blend.detach()}
 
 
 def fusion_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
@@ -33,6 +35,15 @@ def fusion_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
     It weighs a wrong frame by what it does to the picture: little in flat areas, much at depth edges. Floor -50 dB.
     """
     error = (probabilities * (stack - aif[:, None]) ** 2).sum(1).mean((1, 2))
+    return 10 * torch.log10(error + 1e-5)
+
+
+def blend_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
+    """Return per sample (B,) in dB the mean square error of the frames mixed by P. Floor -50 dB.
+
+    Unlike `fusion_error` it gains from several frames where all are alike: their noise averages out.
+    """
+    error = ((probabilities * stack).sum(1) - aif).square().mean((1, 2))
     return 10 * torch.log10(error + 1e-5)
 
 

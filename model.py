@@ -192,16 +192,19 @@ class FocusMap(NamedTuple):
 
     index: Tensor  # (B, H, W) focus index in frames, 0..N-1, not rounded
     probabilities: Tensor  # (B, N, H, W)
-    confidence: Tensor  # (B, H, W) 0..1: P of the two frames around the index
+    confidence: Tensor  # (B, H, W) 0..1: probability that the index is right within half a frame
     logits: Tensor  # (B, N, H, W)
 
 
-def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: str = "absolute") -> FocusMap:
+def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: str = "absolute",
+                  calibration: tuple[float, float] = (1.0, 0.0)) -> FocusMap:
     """Soft regression (section 3.5, Eq. 6-7): logits (B, N, H, W) -> focus index as an expectation over the frames.
 
     `absolute` takes the expectation as it is. `peak` takes it over the most probable frame and its two neighbours:
     between two surfaces P has two peaks, and the expectation lies where neither is. `stretch` is the published rule:
     the expectation is stretched by its minimum and maximum over each stack; a constant one is left alone.
+    calibration: slope and offset between P of the two frames around the index and the confidence, as logits
+    (benchmarks/calibration.py); 1 and 0 leave P as it is.
     """
     probabilities = torch.softmax(logits / temperature, dim=1)
     n = logits.shape[1]
@@ -211,6 +214,8 @@ def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: st
     else:
         index = (probabilities * positions).sum(1)
     confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
+    if n > 1 and calibration != (1.0, 0.0):  # of a single frame there is no doubt
+        confidence = torch.sigmoid(calibration[0] * confidence.logit(1e-6) + calibration[1])
     if readout == "stretch":
         index = stretch_index(index, n)
     return FocusMap(index, probabilities, confidence, logits)
@@ -242,6 +247,7 @@ class ModelConfig:
     groups: int = 4  # of every GroupNorm
     hidden: int = 16  # channels of a ConvGRU state
     readout: str = "absolute"  # or "peak": our weights; "stretch": the published checkpoint (`regress_focus`)
+    calibration: tuple[float, float] = (1.0, 0.0)  # of the confidence (`regress_focus`)
 
     def __post_init__(self) -> None:
         if self.readout not in ("absolute", "peak", "stretch"):
@@ -276,7 +282,7 @@ class StackMFFV2(nn.Module):
         if fast:
             logits = upsample_logits(logits, *stack.shape[-2:])
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
-        return regress_focus(logits.float(), self.temperature, readout)
+        return regress_focus(logits.float(), self.temperature, readout, self.config.calibration)
 
     def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
         """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""

@@ -163,22 +163,42 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--recursive", action="store_true",
                        help="fuse every folder of frames in and below input_dir into output_dir/RELATIVE/PATH")
     files.add_argument("--overview", action="store_true", help="also write overview.png: frames, result, focus map")
+    files.add_argument("--overview_crop", type=int, nargs=2, metavar=("LEFT", "TOP"),
+                       help="the overview shows 360x270 pixels from there at 100 %%, or from as near as the picture "
+                            "reaches; default: whole pictures, made smaller")
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_stack_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.overview = args.overview or args.overview_crop is not None
+    return args
 
 
-def make_overview(frames: Sequence[Path | Page], results: dict[str, np.ndarray], width: int = 360) -> np.ndarray:
-    """Return the first, middle and last frame above the fused picture, the depth and the confidence, uint8 RGB."""
+def make_overview(frames: Sequence[Path | Page], results: dict[str, np.ndarray],
+                  corner: Sequence[int] | None = None, width: int = 360) -> np.ndarray:
+    """Return the first, middle and last frame above the fused picture, the depth and the confidence, uint8 RGB.
+
+    Each is shrunk to `width` pixels, or with a corner (left, top) cut there without change of size.
+    """
     shown = [read_image(frames[k]) for k in (0, len(frames) // 2, -1)]
     fused = next(name for name in results if name.startswith("fused."))
     shown += [results[name] for name in (fused, "depth_color.png", "confidence.png")]
-    height = round(width * shown[0].shape[0] / shown[0].shape[1])
-    small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in shown]
+    if corner:
+        size = np.min([picture.shape[:2] for picture in shown] + [(width * 3 // 4, width)], axis=0)
+        small = [cut(picture, corner, size) for picture in shown]
+    else:
+        height = round(width * shown[0].shape[0] / shown[0].shape[1])
+        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in shown]
     small = [(picture >> 8).astype(np.uint8) if picture.dtype == np.uint16 else picture for picture in small]
     small = [cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture for picture in small]
     return np.vstack([np.hstack(small[:3]), np.hstack(small[3:])])
+
+
+def cut(picture: np.ndarray, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Return (height, width) = size pixels from (left, top) = corner, or from as near as the picture reaches."""
+    top, left = (min(max(0, at), side - wanted)
+                 for at, side, wanted in zip(reversed(corner), picture.shape, size, strict=False))
+    return picture[top : top + size[0], left : left + size[1]]
 
 
 @command
@@ -234,7 +254,7 @@ def fuse_one(stack: Path, output: Path, model: StackMFFV2, args: argparse.Namesp
     frames = open_stack(stack)
     result = fuse_files(frames, model, args, progress=True)
     if args.overview:
-        result.files["overview.png"] = make_overview(frames, result.files)
+        result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop)
     write_together({output / name: result.encode(name) for name in names})
     return {"status": "fused", **describe_frames_of(frames, result.files[names[0]]), "files": names,
             "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report, "notices": result.notices}

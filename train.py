@@ -91,7 +91,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--val_image_size", type=int, help="the same for validation; default: as in training")
     group.add_argument("--ce_weight", type=float, default=0.0, help="weight of the cross-entropy of P, 0: Eq. 9 alone")
     group.add_argument("--fusion_weight", type=float, default=0.0,
-                       help="weight of the fused picture's error in dB, 0: not used")
+                       help="weight of the fused picture's error in dB, pixels copied as P draws them, 0: not used")
+    group.add_argument("--blend_weight", type=float, default=0.0,
+                       help="the same for frames mixed by P, 0: not used")
     group.add_argument("--fast_share", type=float, default=0.0,
                        help="share of the steps that compare frames at half resolution, a quarter of the work")
     group.add_argument("--ema", type=float, default=0.0, help="decay per step of the averaged weights; 0: no average")
@@ -187,7 +189,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.epoch = self.step = 0  # step: of this epoch
         self.best = float("inf")
-        self.totals = dict.fromkeys(("loss", "mse", "ce", "fusion"), 0.0)
+        self.totals = dict.fromkeys(("loss", "mse", "ce", "fusion", "blend"), 0.0)
 
     @property
     def averaged(self) -> StackMFFV2:
@@ -210,8 +212,9 @@ class Run:
             for name in ("optimizer", "scheduler", "scaler"):
                 getattr(self, name).load_state_dict(state[name])
             self.scheduler.gamma = decay  # a later stage may use another
-            for name in ("epoch", "step", "best", "totals"):
+            for name in ("epoch", "step", "best"):
                 setattr(self, name, state[name])
+            self.totals.update(state["totals"])
         except Exception as error:  # torch raises many kinds
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: cannot be resumed ({reason[:80]}); train anew without --resume") from None
@@ -250,8 +253,8 @@ def train_one_epoch(run: Run, model: torch.nn.Module, loader: DataLoader, sample
         with torch.autocast(device.type, run.half, enabled=run.half is not None):
             focus = model(stack, fast=bool(fast_steps[run.step]))
         loss, metrics = focus_loss(focus.index, focus.probabilities, batch["target"], ce_weight=args.ce_weight,
-                                   fusion_weight=args.fusion_weight, stack=stack, aif=batch["aif"],
-                                   sample_weight=batch["weight"])
+                                   fusion_weight=args.fusion_weight, blend_weight=args.blend_weight,
+                                   stack=stack, aif=batch["aif"], sample_weight=batch["weight"])
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)

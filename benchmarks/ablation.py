@@ -59,7 +59,11 @@ VARIANTS = {
     "full": Variant("full resolution only", "--fast_share 0"),
     "paper": Variant("Algorithm 1 and Eq. 9 alone",
                      "--recipe paper --num_frames 8 12 16 20 24 --ce_weight 0 --fusion_weight 0"),
+    "fusion_10": Variant("fusion weight 0.1", "--fusion_weight 0.1"),
+    "fusion_30": Variant("fusion weight 0.3", "--fusion_weight 0.3"),
+    "blend": Variant("fusion weight 0.1, blend weight 0.1", "--fusion_weight 0.1 --blend_weight 0.1"),
 }
+LATE = ("full", "fusion_10", "fusion_30", "blend")  # of a training that goes on (--init_path), or too slow
 
 
 # --------------------------------------------------------------------------- training
@@ -86,6 +90,7 @@ def train_variant(name: str, args: argparse.Namespace, output: Path) -> Path:
                                                           "lr", "lr_decay", "seed", "num_workers", "device")}
     flags = ["--train_aif", args.photos, "--train_segments", *args.segments, *RECIPE, *VARIANTS[name].flags.split(),
              *(part for kind, value in chosen.items() for part in (f"--{kind}", value)),
+             *(("--init_path", args.init_path) if args.init_path else ()),
              "--save_dir", str(output.resolve() / "runs"), "--save_name", name, "--resume"]
     env = os.environ | ({"OMP_NUM_THREADS": "1"} if args.processes > 1 else {})
     try:
@@ -137,8 +142,9 @@ def parse_args(argv=None) -> argparse.Namespace:
                        help="replace what other settings made, its trainings included")
     training = parser.add_argument_group("training, the same for all variants")
     training.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="VARIANT",
-                          default=[name for name in VARIANTS if name != "full"],
-                          help=f"rows of the table: {', '.join(VARIANTS)}; full takes three times as long")
+                          default=[name for name in VARIANTS if name not in LATE],
+                          help=f"rows of the table: {', '.join(VARIANTS)}; default: all but {', '.join(LATE)}")
+    training.add_argument("--init_path", type=os.path.abspath, metavar="PATH", help="weights that all begin with")
     training.add_argument("--num_epochs", type=int, default=6)
     training.add_argument("--training_image_size", type=int, default=64, help="side of the square crops, pixels")
     training.add_argument("--batch_size", type=int, default=8, help="stacks per step, over all processes")
@@ -183,9 +189,10 @@ def main(argv=None) -> int:
         bar.set_postfix_str(VARIANTS[name].title)
         weights = train_variant(VARIANTS[name].trained_as or name, args, output)
         means[name] = score_variant(name, weights, scenes, args, rows, log)
-    table = ablation_table(means, f"Mean over scenes: {len(scenes)}. Trained for {args.num_epochs * steps} steps of "
-                                  f"{args.batch_size} stacks, crops of {args.training_image_size} pixels, once per "
-                                  f"row, seed {args.seed}.")
+    begun = f" from {Path(args.init_path).name}" if args.init_path else ""
+    table = ablation_table(means, f"Mean over scenes: {len(scenes)}. Trained{begun} for {args.num_epochs * steps} "
+                                  f"steps of {args.batch_size} stacks, crops of {args.training_image_size} pixels, "
+                                  f"once per row, seed {args.seed}.")
     log = CsvLog(output / "ablation.csv")
     for name, found in means.items():
         log.write({"variant": VARIANTS[name].title} | {group: f"{psnr:.4f}" for group, psnr in found.items()})

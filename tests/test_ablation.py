@@ -80,19 +80,29 @@ def test_a_table_with_a_row_per_variant_that_resumes(run, photos, trainings, tmp
     ("no_fusion", {"fusion_weight": 0}),
     ("full", {"fast_share": 0}),
     ("paper", {"recipe": "paper", "num_frames": [8, 12, 16, 20, 24], "ce_weight": 0, "fusion_weight": 0}),
+    ("fusion_10", {"fusion_weight": 0.1}),
+    ("fusion_30", {"fusion_weight": 0.3}),
+    ("blend", {"fusion_weight": 0.1, "blend_weight": 0.1}),
 ])
 def test_a_variant_differs_from_the_recipe_in_its_part_only(name, changed, photos, trainings, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "main", lambda flags: 0)
     args = ablation.parse_args([str(a) for a in tiny(tmp_path / "out", photos, "--num_epochs", 5, "--seed", 3)])
     ablation.train_variant(name, args, tmp_path / "out")
     recipe = {"recipe": "diverse", "num_frames": [2, 40], "ce_weight": 0.1, "fusion_weight": 0.01, "fast_share": 0.9,
-              "ema": 0.99, "leave_out": []}
+              "blend_weight": 0, "ema": 0.99, "leave_out": [], "init_path": None}
     same = {"seed": 3, "num_epochs": 5, "training_image_size": 32, "batch_size": 2, "repeats": 2, "lr": 2e-3,
             "train_aif": str(tmp_path / "images"), "train_segments": [str(tmp_path / "segments")], "resume": True}
     expected = recipe | same | changed
     given = vars(trainings[0])
     assert {key: given[key] for key in expected} == expected
     assert given["lr_decay"] ** 4 == pytest.approx(1 / 20, rel=0.01)  # the fifth epoch's rate to the first's
+
+
+def test_variants_can_begin_with_given_weights(run, photos, weights, trainings, tmp_path):
+    more = "--variants", "blend", "--init_path", weights
+    code, printed, _ = run(ablation.main, *tiny(tmp_path / "out", photos, *more))
+    assert code == 0 and "Trained from untrained.pth for" in printed
+    assert trainings[0].init_path == str(weights) and trainings[0].blend_weight == 0.1
 
 
 def test_several_processes_share_the_cores(photos, trainings, tmp_path, monkeypatch):

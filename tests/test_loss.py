@@ -32,6 +32,18 @@ def test_cross_entropy_at_the_last_frame_and_with_one_frame():
     assert loss == 0
 
 
+def test_drawn_frames_keep_their_noise_and_mixed_ones_lose_it():
+    torch.manual_seed(0)
+    aif = torch.rand(2, 40, 40)
+    stack = aif[:, None] + 0.1 * torch.randn(2, 4, 40, 40)
+    p, target = torch.full((2, 4, 40, 40), 0.25), torch.zeros(2, 40, 40)
+    plain, _ = focus_loss(target, p, target)
+    loss, metrics = focus_loss(target, p, target, fusion_weight=0.5, blend_weight=2.0, stack=stack, aif=aif)
+    assert metrics["fusion"].item() == pytest.approx(-20, abs=0.2)  # noise of 0.1
+    assert metrics["blend"].item() == pytest.approx(-26, abs=0.2)  # of half of it
+    assert loss.item() == pytest.approx((plain + 0.5 * metrics["fusion"] + 2 * metrics["blend"]).item(), rel=1e-5)
+
+
 def test_weights_of_two_halves_add_up_to_the_whole_batch():
     torch.manual_seed(0)
     index, p, target = torch.rand(3, 4, 4), torch.softmax(torch.rand(3, 2, 4, 4), 1), torch.rand(3, 4, 4)

@@ -185,6 +185,18 @@ def test_an_overview_is_written_for_any_depth_and_format(predict, write_stack, t
     assert files["overview.png"].shape == (2 * 288, 3 * 360, 3)
 
 
+def test_an_overview_at_full_size_shows_the_very_pixels(predict, write_stack, tmp_path):
+    frames = write_stack(tmp_path / "in", 3, (300, 500, 3))
+    for corner, (top, left) in (((100, 20), (20, 100)), ((900, -5), (0, 140))):  # the second from within the picture
+        files, _, _ = predict(tmp_path / "in", "--overview_crop", *corner)
+        there = slice(top, top + 270), slice(left, left + 360)
+        shown = [*frames, files["fused.png"]]
+        for k, picture in enumerate(shown):
+            row, column = divmod(k, 3)
+            tile = files["overview.png"][270 * row : 270 * (row + 1), 360 * column : 360 * (column + 1)]
+            np.testing.assert_array_equal(tile, picture[there])
+
+
 def shifted_stack(folder, shuffle=None, num_frames=5):
     """Write frames of one textured scene whose focus sweeps from left to right, each shifted by 2 more pixels."""
     rng = np.random.default_rng(3)

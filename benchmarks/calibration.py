@@ -1,0 +1,162 @@
+"""Whether the confidence can be believed: the share of pixels whose focus index is right, over the confidence.
+
+    python benchmarks/calibration.py --output results/calibration                          # one scene, nothing to get
+    python benchmarks/calibration.py --photos photos/images --segments photos/segments --output results/calibration
+
+Stacks are those of benchmarks/quality.py; right means within half a frame of the true index. Writes calibration.csv, a
+row per group of stacks and bin of confidence, calibration.png and calibration.md. `--fit PATH` instead fits the two
+numbers by which the network's own probability becomes the confidence, and writes the weights with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.quality import (  # noqa: E402
+    GROUPS,
+    Scene,
+    add_scene_flags,
+    check_scene_flags,
+    list_scenes,
+    make_stack,
+)
+from fusion import fuse_stack, open_model  # noqa: E402
+from model import StackMFFV2, model_checkpoint  # noqa: E402
+from utils import CsvLog, HelpFormatter, command, keep_freed_memory, save_checkpoint, write_text  # noqa: E402
+
+BINS = 20
+
+
+def judge_pixels(model: StackMFFV2, group: str, scenes: Sequence[Scene], args: argparse.Namespace,
+                 bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
+    """Fuse a group's stacks. Returns the confidence 0..1 of all their pixels, and whether their index is right."""
+    confidence, right = [], []
+    for scene in scenes:
+        stack = make_stack(scene, GROUPS[group], args.max_side, args.seed)
+        result = fuse_stack(stack.frames, model)
+        confidence.append(result.confidence.ravel())
+        right.append(np.abs(result.index - stack.index).ravel() <= 0.5)
+        bar.update()
+    return np.concatenate(confidence), np.concatenate(right)
+
+
+def share_right(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """Return for every bin of confidence {"pixels": share, "confidence": mean, "right": share}; empty ones left out."""
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count, sure, good = (np.bincount(place, values, BINS) for values in (None, confidence, right))
+    return [{"pixels": count[k] / len(place), "confidence": sure[k] / count[k], "right": good[k] / count[k]}
+            for k in np.flatnonzero(count)]
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """Return the expected calibration error: the mean over pixels of |confidence - share right| of their bin."""
+    return sum(row["pixels"] * abs(row["confidence"] - row["right"]) for row in bins)
+
+
+def fit_calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Fit P(right) = sigmoid(slope * logit(confidence) + offset) (Platt, 1999). Returns slope and offset."""
+    logit = torch.from_numpy(confidence).double().logit(1e-6)
+    truth = torch.from_numpy(right).double()
+    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        error = torch.nn.functional.binary_cross_entropy_with_logits(numbers[0] * logit + numbers[1], truth)
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    return tuple(numbers.tolist())
+
+
+def calibration_table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return a Markdown table, a row per group."""
+    lines = ["| stacks | share right | mean confidence | calibration error |", "|---|---|---|---|"]
+    for title, bins in found.items():
+        good, sure = (sum(row["pixels"] * row[name] for row in bins) for name in ("right", "confidence"))
+        lines.append(f"| {title} | {good:.3f} | {sure:.3f} | {calibration_error(bins):.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, found: dict[str, list[dict[str, float]]], total: str) -> None:
+    """Draw the share right over the confidence, thin per group and bold for all, above the share of the pixels."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.5, 6.5), sharex=True, height_ratios=(3, 1))
+    for title, bins in found.items():
+        x, y = ([row[name] for row in bins] for name in ("confidence", "right"))
+        bold = {"color": "black", "marker": "o", "linewidth": 2}
+        upper.plot(x, y, label=title, **(bold if title == total else {"linewidth": 0.8}))
+    upper.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    upper.set_ylabel("share of pixels right within half a frame")
+    upper.legend(fontsize=6)
+    bins = found[total]
+    lower.bar([row["confidence"] for row in bins], [row["pixels"] for row in bins], width=0.8 / BINS, color="black")
+    lower.set(xlabel="confidence", ylabel="share of pixels")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("--output", metavar="DIR", default="results/calibration",
+                       help="folder of calibration.csv, .md and .png")
+    files.add_argument("--model_path", default=str(ROOT / "model.pth"), help="weights")
+    files.add_argument("--fit", metavar="PATH", help="write the weights with a confidence fitted to these stacks")
+    stacks = parser.add_argument_group("stacks")
+    add_scene_flags(stacks)
+    stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
+                        default=[name for name in GROUPS if name != "reversed"], help="of benchmarks/quality.py")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    args = parser.parse_args(argv)
+    check_scene_flags(parser, args)
+    return args
+
+
+@command
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    model = open_model(args)
+    if args.fit:
+        model.config = replace(model.config, calibration=(1.0, 0.0))
+    scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
+    with tqdm(total=len(args.groups) * len(scenes), unit="stack") as bar:
+        pixels = {GROUPS[group].title: judge_pixels(model, group, scenes, args, bar) for group in args.groups}
+    pixels["all"] = tuple(np.concatenate(parts) for parts in zip(*pixels.values(), strict=True))
+    if args.fit:
+        model.config = replace(model.config, calibration=fit_calibration(*pixels["all"]))
+        save_checkpoint(args.fit, model_checkpoint(model))
+        print("slope {:.4f}, offset {:.4f}".format(*model.config.calibration))
+        return 0
+    found = {title: share_right(*judged) for title, judged in pixels.items()}
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    log = CsvLog(output / "calibration.csv")
+    for title, bins in found.items():
+        for row in bins:
+            log.write({"stacks": title} | {name: f"{value:.6g}" for name, value in row.items()})
+    plot(output / "calibration.png", found, "all")
+    table = calibration_table(found)
+    write_text(output / "calibration.md", table)
+    print(table, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The calibration benchmark: known confidences give known figures, and a fit is what the weights then say."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from benchmarks import calibration
+from benchmarks.calibration import calibration_error, fit_calibration, share_right
+from model import load_model
+from utils import read_image
+
+
+def draw(slope, offset, count=200_000):
+    """Return confidences, and indices that are right with sigmoid(slope * logit + offset)."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.02, 0.98, count)
+    truth = 1 / (1 + np.exp(-(slope * np.log(confidence / (1 - confidence)) + offset)))
+    return confidence, rng.random(count) < truth
+
+
+def test_honest_confidence_has_no_error_and_boasting_has():
+    assert calibration_error(share_right(*draw(1, 0))) < 0.01
+    boasting = np.full(1000, 0.9), np.arange(1000) < 600
+    assert share_right(*boasting) == [pytest.approx({"pixels": 1, "confidence": 0.9, "right": 0.6})]
+    assert calibration_error(share_right(*boasting)) == pytest.approx(0.3)
+    assert [row["right"] for row in share_right(np.array([0.0, 1.0]), np.array([False, True]))] == [0, 1]
+
+
+def test_the_fit_finds_what_the_confidence_says():
+    slope, offset = fit_calibration(*draw(0.6, -0.8))
+    assert slope == pytest.approx(0.6, abs=0.02) and offset == pytest.approx(-0.8, abs=0.02)
+    assert np.isfinite(fit_calibration(np.array([0.0, 1.0, 0.5, 0.5]), np.array([False, True, True, False]))).all()
+
+
+def small(output, *more):
+    return ["--output", output, "--groups", "n5", "noise8", "--max_side", 64, "--device", "cpu", *more]
+
+
+def test_table_and_plot_from_the_command_line(run, tmp_path):
+    code, printed, _ = run(calibration.main, *small(tmp_path))
+    assert code == 0 and printed == (tmp_path / "calibration.md").read_text()
+    lines = [line.split(" | ") for line in printed.splitlines()[2:]]
+    assert [line[0].strip("| ") for line in lines] == ["N = 5", "noise 8/255", "all"]
+    with (tmp_path / "calibration.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["stacks"] == "all"]
+    assert sum(float(row["pixels"]) for row in rows) == pytest.approx(1, abs=1e-4)
+    right = sum(float(row["pixels"]) * float(row["right"]) for row in rows)
+    assert right == pytest.approx(float(lines[2][1]), abs=1e-3)
+    assert read_image(tmp_path / "calibration.png").ndim == 3
+
+
+def test_fitted_weights_say_how_often_they_are_right(run, weights, tmp_path):
+    fitted = tmp_path / "fitted.pth"
+    code, printed, _ = run(calibration.main, *small(tmp_path, "--model_path", weights, "--fit", fitted))
+    slope, offset = load_model(fitted).config.calibration
+    assert code == 0 and printed == f"slope {slope:.4f}, offset {offset:.4f}\n"
+    found = {}
+    for path in (weights, fitted):
+        printed = run(calibration.main, *small(tmp_path / path.stem, "--model_path", path))[1]
+        found[path] = [float(cell) for cell in printed.splitlines()[-1].strip("| ").split(" | ")[1:]]
+    right, sure, error = found[fitted]
+    assert sure == pytest.approx(right, abs=0.002)  # the mean confidence of all stacks
+    assert error < 0.05 < found[weights][2]
+
+
+def test_the_released_confidence_can_be_believed(run, tmp_path):
+    code, printed, _ = run(calibration.main, "--output", tmp_path, "--max_side", 160, "--device", "cpu")
+    assert code == 0 and float(printed.splitlines()[-1].strip("| ").split(" | ")[-1]) < 0.1
