@@ -91,7 +91,8 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
-    budget = plan_memory(len(source), *source.size, settings, halo_of(model))
+    card = card_memory(next(model.parameters()).device)
+    budget = plan_memory(len(source), *source.size, settings, halo_of(model), card)
     with torch.inference_mode(), closing(score_frames(source, model, settings, budget)) as features:
         with closing(compare_frames(features, source, model, settings, budget)) as focus:
             fused = sample_frames(source, focus)
@@ -154,10 +155,11 @@ class FrameSource:
 class Kept:
     """A tensor in memory, or in a temporary file that vanishes with the process."""
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, in_file: bool) -> None:
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, in_file: bool,
+                 device: str | torch.device = "cpu") -> None:
         self.map = None
         if not in_file:
-            self.tensor = torch.empty(*shape, dtype=dtype)
+            self.tensor = torch.empty(*shape, dtype=dtype, device=device)
             return
         size = math.prod(shape) * dtype.itemsize
         self.file = tempfile.TemporaryFile(prefix="stackmff_")
@@ -197,6 +199,7 @@ class FocusMaps:
 class Budget(NamedTuple):
     """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
 
+    features_on_card: bool
     features_in_file: bool
     probabilities_in_file: bool
     tile: int
@@ -208,16 +211,26 @@ def halo_of(model: StackMFFV2) -> int:
     return PUBLISHED_HALO if model.config.readout == "stretch" else HALO
 
 
-def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO) -> Budget:
-    """Fit the passes into `settings.max_memory`. The sizes follow from the tensors' shapes."""
+def card_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a graphics card; None where the network shares the machine's memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
+                card: int | None = None) -> Budget:
+    """Fit the passes into `settings.max_memory`, and into the free bytes of a graphics card.
+
+    The sizes follow from the tensors' shapes.
+    """
     limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
     scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
     features = num_frames * pixels * 2 * number  # 8 channels at half resolution
-    features_in_file = features + scoring > room
-    room -= 0 if features_in_file else features
+    features_on_card = card is not None and features <= card / 4  # else they would cross the bus for every tile
+    features_in_file = not features_on_card and features + scoring > room
+    room -= 0 if features_on_card or features_in_file else features
     blend = num_frames * pixels if settings.sampling == "blend" else 0
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
@@ -226,12 +239,12 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     step = picture_step(settings)
     tile = settings.tile
     if not tile:
-        allowed = 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
+        allowed = card / 4 if card else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
         least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
         tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + max(region * bytes_per_pixel, scoring)
-    return Budget(features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
 
 
 def picture_step(settings: FusionSettings) -> int:
@@ -270,7 +283,8 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file)
+    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file,
+                device if budget.features_on_card else "cpu")
     try:
         for k, frame in enumerate(source.read_all("scoring")):
             grey = pad_to_stride(torch.from_numpy(luma(frame, source.white)).to(device))[None, None]
@@ -360,12 +374,12 @@ class VolumeWindow(Sequence):
         return len(self.features.tensor)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        frame = self.features.tensor[k].to(self.like.device).permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
         if self.step == 2:
             frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop].float()
         else:
             frame = upsample_window(frame, self.rows, self.columns).float()
-        frame = torch.sigmoid(frame.to(self.like)).contiguous(memory_format=torch.channels_last)
+        frame = torch.sigmoid(frame.to(self.like.dtype)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame
 

@@ -3,6 +3,7 @@
 import gc
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,6 +171,24 @@ def test_a_smaller_tile_is_planned_for_less_memory():
     assert tiles == sorted(tiles) and tiles[0] < tiles[-1]
     assert not plan_memory(40, 3000, 4000, FusionSettings(max_memory=64)).features_in_file
     assert plan_memory(40, 3000, 4000, FusionSettings(max_memory=1)).features_in_file
+
+
+def test_a_graphics_card_keeps_what_fits_and_has_larger_tiles():
+    plan = partial(plan_memory, 15, 540, 960, FusionSettings())
+    card = plan(card=8 * fusion.GIB)
+    assert card.features_on_card and not card.features_in_file
+    assert card.tile > plan().tile and not plan().features_on_card
+    small = plan_memory(40, 3000, 4000, FusionSettings(max_memory=1), card=8 * fusion.GIB)
+    assert not small.features_on_card and small.features_in_file
+
+
+@pytest.mark.parametrize("free", [0.01, 4])
+def test_a_graphics_card_changes_nothing(untrained, monkeypatch, free):
+    frames = make_stack(5, (70, 90, 3))
+    without = fuse_stack(frames, untrained, FusionSettings(tile=32))
+    monkeypatch.setattr(fusion, "card_memory", lambda device: free * fusion.GIB)
+    for there, here in zip(fuse_stack(frames, untrained), without, strict=True):
+        np.testing.assert_allclose(there, here, atol=1e-5)
 
 
 # --------------------------------------------------------------------------- temporary files
