@@ -65,7 +65,7 @@ class FusionSettings:
     speed: str = "full"  # fast: the frames are compared at half resolution
     sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by P
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
-    max_memory: float | None = None  # GiB for everything; None: half of what is free
+    max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
     compile: bool = False  # torch.compile for the recurrent stage: half a minute at first, then faster
     smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
@@ -213,7 +213,10 @@ def halo_of(model: StackMFFV2) -> int:
 
 def card_memory(device: torch.device) -> int | None:
     """Return the free bytes of a graphics card; None where the network shares the machine's memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free for this process
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
@@ -228,7 +231,8 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
     scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
     features = num_frames * pixels * 2 * number  # 8 channels at half resolution
-    features_on_card = card is not None and features <= card / 4  # else they would cross the bus for every tile
+    # on the card they need not cross the bus for every tile
+    features_on_card = card is not None and features <= card / 4 and features + scoring <= 0.9 * card
     features_in_file = not features_on_card and features + scoring > room
     room -= 0 if features_on_card or features_in_file else features
     blend = num_frames * pixels if settings.sampling == "blend" else 0
@@ -239,11 +243,11 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     step = picture_step(settings)
     tile = settings.tile
     if not tile:
-        allowed = card / 4 if card else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
+        allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
         least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
         tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
-    needed = limit - room + max(region * bytes_per_pixel, scoring)
+    needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
     return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
 
 
@@ -374,12 +378,12 @@ class VolumeWindow(Sequence):
         return len(self.features.tensor)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features.tensor[k].to(self.like.device).permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
         if self.step == 2:
-            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop].float()
+            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
         else:
-            frame = upsample_window(frame, self.rows, self.columns).float()
-        frame = torch.sigmoid(frame.to(self.like.dtype)).contiguous(memory_format=torch.channels_last)
+            frame = upsample_window(frame, self.rows, self.columns, self.like.device)
+        frame = torch.sigmoid(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame
 
@@ -444,7 +448,8 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
                        help="compile the recurrent stage: takes half a minute, then stacks are faster")
     group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
                        help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
-    group.add_argument("--max_memory", type=float, metavar="GB", help="memory budget; default: half of what is free")
+    group.add_argument("--max_memory", type=float, metavar="GB",
+                       help="budget of main memory; default: half of what is free")
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
 
 

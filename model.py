@@ -109,16 +109,19 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def upsample_window(x: Tensor, rows: range, columns: range) -> Tensor:
-    """Return the window [rows, columns] of `upsample(x)`, reading no more of (..., H, W) than it needs."""
+def upsample_window(x: Tensor, rows: range, columns: range, device: torch.device | None = None) -> Tensor:
+    """Return the window [rows, columns] of `upsample(x)` on a device, reading no more of (..., H, W) than it needs."""
+    places = []
     for dim, window in ((-2, rows), (-1, columns)):
         size = x.shape[dim]
-        place = torch.arange(window.start, window.stop, device=x.device) * ((size - 1) / (2 * size - 1))
+        place = torch.arange(window.start, window.stop) * ((size - 1) / (2 * size - 1))
         low = place.long().clamp(max=max(size - 2, 0))
-        share = (place - low).to(x.dtype)
         x = x.narrow(dim, int(low[0]), int(low[-1]) - int(low[0]) + min(2, size))
-        low = low - low[0]
-        share = share[:, None] if dim == -2 else share
+        share = (place - low)[:, None] if dim == -2 else place - low
+        places.append((dim, low - low[0], share))
+    x = x.to(device or x.device)
+    for dim, low, share in places:
+        low, share = low.to(x.device), share.to(x)
         x = torch.lerp(x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=x.shape[dim] - 1)), share)
     return x
 
@@ -192,7 +195,7 @@ class FocusMap(NamedTuple):
 
     index: Tensor  # (B, H, W) focus index in frames, 0..N-1, not rounded
     probabilities: Tensor  # (B, N, H, W)
-    confidence: Tensor  # (B, H, W) 0..1: probability that the index is right within half a frame
+    confidence: Tensor  # (B, H, W) 0..1: P of the two frames around the index, calibrated: how likely it is right
     logits: Tensor  # (B, N, H, W)
 
 

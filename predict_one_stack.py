@@ -25,7 +25,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fusion import GIB, FrameSource, add_fusion_flags, fuse_stack, open_model, plan_memory, settings_from
+from fusion import (
+    GIB,
+    FrameSource,
+    add_fusion_flags,
+    card_memory,
+    fuse_stack,
+    open_model,
+    plan_memory,
+    settings_from,
+)
 from model import StackMFFV2
 from register_stack import add_preparation_flags, check_flags, prepare_stack
 from utils import (
@@ -40,6 +49,7 @@ from utils import (
     find_stacks,
     keep_freed_memory,
     list_frames,
+    pick_device,
     read_image,
     read_metadata,
     to_uint8,
@@ -147,8 +157,9 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
 
 
 def estimate_memory(source: FrameSource, args: argparse.Namespace) -> float:
-    """Return the GiB that fusing is planned to need."""
-    return plan_memory(len(source), *source.size, settings_from(args)).needed / GIB
+    """Return the GiB of main memory that fusing is planned to need."""
+    card = card_memory(pick_device(args.device))
+    return plan_memory(len(source), *source.size, settings_from(args), card=card).needed / GIB
 
 
 # --------------------------------------------------------------------------- command line
@@ -175,30 +186,27 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def make_overview(frames: Sequence[Path | Page], results: dict[str, np.ndarray],
-                  corner: Sequence[int] | None = None, width: int = 360) -> np.ndarray:
+                  corner: Sequence[int] | None = None, origin: Sequence[int] = (0, 0),
+                  width: int = 360) -> np.ndarray:
     """Return the first, middle and last frame above the fused picture, the depth and the confidence, uint8 RGB.
 
-    Each is shrunk to `width` pixels, or with a corner (left, top) cut there without change of size.
+    Each is shrunk to `width` pixels, or with a corner (left, top) of the results cut there at its own size. The frames
+    are as they were taken; origin (left, top) is where in them the results begin.
     """
-    shown = [read_image(frames[k]) for k in (0, len(frames) // 2, -1)]
     fused = next(name for name in results if name.startswith("fused."))
-    shown += [results[name] for name in (fused, "depth_color.png", "confidence.png")]
-    if corner:
-        size = np.min([picture.shape[:2] for picture in shown] + [(width * 3 // 4, width)], axis=0)
-        small = [cut(picture, corner, size) for picture in shown]
+    upper = [read_image(frames[k]) for k in (0, len(frames) // 2, -1)]
+    lower = [results[name] for name in (fused, "depth_color.png", "confidence.png")]
+    if corner is not None:
+        size = np.minimum(lower[0].shape[:2], (width * 3 // 4, width))
+        top, left = np.clip(corner[::-1], 0, lower[0].shape[:2] - size)
+        small = [picture[top + origin[1] :, left + origin[0] :][: size[0], : size[1]] for picture in upper]
+        small += [picture[top:, left:][: size[0], : size[1]] for picture in lower]
     else:
-        height = round(width * shown[0].shape[0] / shown[0].shape[1])
-        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in shown]
+        height = round(width * upper[0].shape[0] / upper[0].shape[1])
+        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in upper + lower]
     small = [(picture >> 8).astype(np.uint8) if picture.dtype == np.uint16 else picture for picture in small]
     small = [cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB) if picture.ndim == 2 else picture for picture in small]
     return np.vstack([np.hstack(small[:3]), np.hstack(small[3:])])
-
-
-def cut(picture: np.ndarray, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Return (height, width) = size pixels from (left, top) = corner, or from as near as the picture reaches."""
-    top, left = (min(max(0, at), side - wanted)
-                 for at, side, wanted in zip(reversed(corner), picture.shape, size, strict=False))
-    return picture[top : top + size[0], left : left + size[1]]
 
 
 @command
@@ -254,7 +262,8 @@ def fuse_one(stack: Path, output: Path, model: StackMFFV2, args: argparse.Namesp
     frames = open_stack(stack)
     result = fuse_files(frames, model, args, progress=True)
     if args.overview:
-        result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop)
+        result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
+                                                      result.report.get("crop", (0, 0))[:2])
     write_together({output / name: result.encode(name) for name in names})
     return {"status": "fused", **describe_frames_of(frames, result.files[names[0]]), "files": names,
             "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report, "notices": result.notices}

@@ -240,7 +240,7 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 def train_one_epoch(run: Run, model: torch.nn.Module, loader: DataLoader, sampler: EqualFramesSampler,
                     args: argparse.Namespace, device: torch.device, save) -> dict[str, float]:
-    """Train from `run.step` to the end of the epoch. Returns the epoch's mean loss, mse and ce."""
+    """Train from `run.step` to the end of the epoch. Returns the epoch's mean loss and its parts."""
     model.train()
     sampler.set_epoch(run.epoch, run.step)
     fast_steps = random_generator(args.seed, run.epoch, 1 << 21).random(len(sampler)) < args.fast_share

@@ -327,7 +327,7 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
 
 
 class CsvLog:
-    """A CSV that grows row by row and survives an interruption. Columns are fixed by the first row."""
+    """A CSV that grows row by row and survives an interruption. It keeps the columns of its first row."""
 
     def __init__(self, path: str | Path, append: bool = False) -> None:
         self.path = Path(path)
@@ -335,10 +335,13 @@ class CsvLog:
             self.path.unlink(missing_ok=True)
 
     def write(self, row: dict) -> None:
-        new = not self.path.is_file()
+        columns = None
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                columns = next(csv.reader(file), None)
         with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
+            writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
+            if not columns:
                 writer.writeheader()
             writer.writerow(row)
 

@@ -5,7 +5,8 @@
 
 Stacks are those of benchmarks/quality.py; right means within half a frame of the true index. Writes calibration.csv, a
 row per group of stacks and bin of confidence, calibration.png and calibration.md. `--fit PATH` instead fits the two
-numbers by which the network's own probability becomes the confidence, and writes the weights with them.
+numbers by which the network's own probability becomes the confidence, on photos that are not judged later, and writes
+the weights with them; further training begins without them.
 """
 
 from __future__ import annotations
@@ -24,38 +25,47 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.quality import (  # noqa: E402
     GROUPS,
-    Scene,
+    Stack,
     add_scene_flags,
     check_scene_flags,
+    digest,
     list_scenes,
     make_stack,
+    scene_settings,
 )
 from fusion import fuse_stack, open_model  # noqa: E402
 from model import StackMFFV2, model_checkpoint  # noqa: E402
-from utils import CsvLog, HelpFormatter, command, keep_freed_memory, save_checkpoint, write_text  # noqa: E402
+from utils import (  # noqa: E402
+    CsvLog,
+    HelpFormatter,
+    command,
+    keep_freed_memory,
+    open_output,
+    save_checkpoint,
+    write_text,
+)
 
 BINS = 20
+FIT_STEP = 10  # every tenth pixel is enough for two numbers
 
 
-def judge_pixels(model: StackMFFV2, group: str, scenes: Sequence[Scene], args: argparse.Namespace,
-                 bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
-    """Fuse a group's stacks. Returns the confidence 0..1 of all their pixels, and whether their index is right."""
-    confidence, right = [], []
-    for scene in scenes:
-        stack = make_stack(scene, GROUPS[group], args.max_side, args.seed)
-        result = fuse_stack(stack.frames, model)
-        confidence.append(result.confidence.ravel())
-        right.append(np.abs(result.index - stack.index).ravel() <= 0.5)
-        bar.update()
-    return np.concatenate(confidence), np.concatenate(right)
+def judge_pixels(model: StackMFFV2, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+    """Fuse a stack. Returns the confidence 0..1 of its pixels, and whether their index is right."""
+    result = fuse_stack(stack.frames, model)
+    return result.confidence.ravel(), np.abs(result.index - stack.index).ravel() <= 0.5
 
 
-def share_right(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Return for every bin of confidence {"pixels": share, "confidence": mean, "right": share}; empty ones left out."""
+def count_pixels(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return (3, BINS): pixels, sum of the confidence and pixels that are right, in equal bins of confidence."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count, sure, good = (np.bincount(place, values, BINS) for values in (None, confidence, right))
-    return [{"pixels": count[k] / len(place), "confidence": sure[k] / count[k], "right": good[k] / count[k]}
-            for k in np.flatnonzero(count)]
+    return np.stack([np.bincount(place, values, BINS) for values in (None, confidence, right)])
+
+
+def share_right(counts: np.ndarray) -> list[dict[str, float]]:
+    """Return for every bin that is not empty {"pixels": share, "confidence": mean, "right": share}."""
+    total = counts[0].sum()
+    return [{"pixels": count / total, "confidence": sure / count, "right": good / count}
+            for count, sure, good in counts.T if count]
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
@@ -116,8 +126,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     files = parser.add_argument_group("files")
     files.add_argument("--output", metavar="DIR", default="results/calibration",
                        help="folder of calibration.csv, .md and .png")
+    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     files.add_argument("--model_path", default=str(ROOT / "model.pth"), help="weights")
-    files.add_argument("--fit", metavar="PATH", help="write the weights with a confidence fitted to these stacks")
+    files.add_argument("--fit", metavar="PATH",
+                       help="write the weights with a confidence fitted to these stacks, and nothing else")
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
@@ -132,21 +144,27 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     keep_freed_memory()
-    model = open_model(args)
+    model, groups = open_model(args), [group for group in GROUPS if group in args.groups]
+    scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     if args.fit:
         model.config = replace(model.config, calibration=(1.0, 0.0))
-    scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
-    with tqdm(total=len(args.groups) * len(scenes), unit="stack") as bar:
-        pixels = {GROUPS[group].title: judge_pixels(model, group, scenes, args, bar) for group in args.groups}
-    pixels["all"] = tuple(np.concatenate(parts) for parts in zip(*pixels.values(), strict=True))
+    else:
+        settings = scene_settings(args) | {"scenes": len(scenes), "groups": groups, "weights": digest(args.model_path)}
+        output = open_output(args.output, settings, args.overwrite)
+    counts = {GROUPS[group].title: np.zeros((3, BINS)) for group in groups}
+    some = []
+    for group, scene in tqdm([(group, scene) for group in groups for scene in scenes], unit="stack"):
+        judged = judge_pixels(model, make_stack(scene, GROUPS[group], args.max_side, args.seed))
+        counts[GROUPS[group].title] += count_pixels(*judged)
+        some.append([values[::FIT_STEP] for values in judged])
     if args.fit:
-        model.config = replace(model.config, calibration=fit_calibration(*pixels["all"]))
+        calibration = fit_calibration(*(np.concatenate(values) for values in zip(*some, strict=True)))
+        model.config = replace(model.config, calibration=calibration)
         save_checkpoint(args.fit, model_checkpoint(model))
-        print("slope {:.4f}, offset {:.4f}".format(*model.config.calibration))
+        print("slope {:.4f}, offset {:.4f}".format(*calibration))
         return 0
-    found = {title: share_right(*judged) for title, judged in pixels.items()}
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
+    counts["all"] = sum(counts.values())
+    found = {title: share_right(count) for title, count in counts.items()}
     log = CsvLog(output / "calibration.csv")
     for title, bins in found.items():
         for row in bins:

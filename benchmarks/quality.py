@@ -302,6 +302,7 @@ def add_scene_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a reason if those flags do not go together."""
     if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
         parser.error("--photos needs --segments or --depth, one of the two")
     if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):

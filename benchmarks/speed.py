@@ -102,7 +102,10 @@ def plain_sweep(volume: Tensor, gates: Tensor, gates_bias: Tensor, candidate: Te
 
 
 def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None) -> dict:
-    """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak resident memory."""
+    """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak memory.
+
+    Memory is what the process holds, on CUDA what it holds of the card.
+    """
     model = open_model(argparse.Namespace(model_path=model_path, device=device_name))
     paths = list_images(stack_dir)[0]
     settings = METHODS[method]
@@ -117,7 +120,10 @@ def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_
     begin = time.perf_counter()
     run_once(model, paths, settings)
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    if next(model.parameters()).is_cuda:
+        peak = torch.cuda.max_memory_reserved()
+    return {"seconds": seconds, "gigabytes": peak / 2**30}
 
 
 def run_once(model: StackMFFV2, paths: list[Path], settings: FusionSettings | None) -> np.ndarray:

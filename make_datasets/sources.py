@@ -267,7 +267,7 @@ def write_scenes(output: Path, scenes: dict[str, Key], load: Callable[[Key], tup
     Filtered. Pictures with `most_common_share` >= max_uniform are left out. All left out are listed in filtered.txt.
     """
     report = output / "filtered.txt"
-    lines = report.read_text().splitlines() if report.is_file() else []
+    lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
     filtered = {scene: reason for scene, reason in (line.split("\t", 1) for line in lines) if scene in scenes}
     before = {scene for scene in scenes if (output / "AiF" / f"{scene}.png").is_file()}
     with tqdm(total=len(scenes), initial=len(before | filtered.keys()), desc=output.name, unit="picture") as bar:

@@ -80,8 +80,8 @@ def test_a_table_with_a_row_per_variant_that_resumes(run, photos, trainings, tmp
     ("no_fusion", {"fusion_weight": 0}),
     ("full", {"fast_share": 0}),
     ("paper", {"recipe": "paper", "num_frames": [8, 12, 16, 20, 24], "ce_weight": 0, "fusion_weight": 0}),
-    ("fusion_10", {"fusion_weight": 0.1}),
-    ("fusion_30", {"fusion_weight": 0.3}),
+    ("fusion_0.1", {"fusion_weight": 0.1}),
+    ("fusion_0.3", {"fusion_weight": 0.3}),
     ("blend", {"fusion_weight": 0.1, "blend_weight": 0.1}),
 ])
 def test_a_variant_differs_from_the_recipe_in_its_part_only(name, changed, photos, trainings, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import gc
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,13 +183,25 @@ def test_a_graphics_card_keeps_what_fits_and_has_larger_tiles():
     assert not small.features_on_card and small.features_in_file
 
 
-@pytest.mark.parametrize("free", [0.01, 4])
-def test_a_graphics_card_changes_nothing(untrained, monkeypatch, free):
-    frames = make_stack(5, (70, 90, 3))
-    without = fuse_stack(frames, untrained, FusionSettings(tile=32))
-    monkeypatch.setattr(fusion, "card_memory", lambda device: free * fusion.GIB)
-    for there, here in zip(fuse_stack(frames, untrained), without, strict=True):
-        np.testing.assert_allclose(there, here, atol=1e-5)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("settings", [{}, {"speed": "fast"}, {"sampling": "blend"}, {"tile": 32}])
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    frames, settings = make_stack(5, (70, 90, 3)), FusionSettings(**settings)
+    without = fuse_stack(frames, load_model(weights), settings)
+    if not fits:
+        monkeypatch.setattr(fusion, "card_memory", lambda device: 1e-4 * fusion.GIB)
+    for there, here in zip(fuse_stack(frames, load_model(weights, "cuda"), settings), without, strict=True):
+        np.testing.assert_allclose(there, here, atol=1 if here.dtype == np.uint8 else 1e-3)
+
+
+def test_the_confidence_is_calibrated_in_every_path(weights):
+    model, frames = load_model(weights), make_stack(5, (40, 50))
+    model.config = replace(model.config, calibration=(0.5, -1.0))
+    expected = model(torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]).confidence
+    np.testing.assert_allclose(fuse_stack(frames, model).confidence, expected[0].detach(), atol=1e-5)
+    assert np.abs(fuse_stack(frames, load_model(weights)).confidence - expected[0].detach().numpy()).mean() > 0.01
 
 
 # --------------------------------------------------------------------------- temporary files

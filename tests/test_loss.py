@@ -36,11 +36,12 @@ def test_drawn_frames_keep_their_noise_and_mixed_ones_lose_it():
     torch.manual_seed(0)
     aif = torch.rand(2, 40, 40)
     stack = aif[:, None] + 0.1 * torch.randn(2, 4, 40, 40)
-    p, target = torch.full((2, 4, 40, 40), 0.25), torch.zeros(2, 40, 40)
+    p = torch.tensor([0.7, 0.1, 0.1, 0.1])[:, None, None].expand(2, 4, 40, 40)
+    target = torch.zeros(2, 40, 40)
     plain, _ = focus_loss(target, p, target)
     loss, metrics = focus_loss(target, p, target, fusion_weight=0.5, blend_weight=2.0, stack=stack, aif=aif)
     assert metrics["fusion"].item() == pytest.approx(-20, abs=0.2)  # noise of 0.1
-    assert metrics["blend"].item() == pytest.approx(-26, abs=0.2)  # of half of it
+    assert metrics["blend"].item() == pytest.approx(-22.8, abs=0.4)  # of 0.1 sqrt(0.7^2 + 3 * 0.1^2)
     assert loss.item() == pytest.approx((plain + 0.5 * metrics["fusion"] + 2 * metrics["blend"]).item(), rel=1e-5)
 
 

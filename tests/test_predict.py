@@ -185,16 +185,30 @@ def test_an_overview_is_written_for_any_depth_and_format(predict, write_stack, t
     assert files["overview.png"].shape == (2 * 288, 3 * 360, 3)
 
 
-def test_an_overview_at_full_size_shows_the_very_pixels(predict, write_stack, tmp_path):
+@pytest.mark.parametrize("shape, dtype, corner, place", [
+    ((300, 500, 3), np.uint8, (100, 20), (20, 100)),
+    ((300, 500, 3), np.uint8, (900, -5), (0, 140)),  # from within the picture
+    ((40, 50), np.uint16, (3, 3), (0, 0)),  # smaller than the window
+])
+def test_an_overview_at_full_size_shows_the_very_pixels(predict, write_stack, tmp_path, shape, dtype, corner, place):
+    frames = write_stack(tmp_path / "in", 3, shape, dtype)
+    files, _, _ = predict(tmp_path / "in", "--overview_crop", *corner)
+    (top, left), (height, width) = place, (min(270, shape[0]), min(360, shape[1]))
+    for k, picture in enumerate([*frames, files["fused.png"]]):
+        row, column = divmod(k, 3)
+        tile = files["overview.png"][row * height :, column * width :][:height, :width]
+        shown = picture[top : top + height, left : left + width]
+        shown = shown >> 8 if dtype == np.uint16 else shown
+        np.testing.assert_array_equal(tile, shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2))
+
+
+def test_an_overview_shows_one_place_though_borders_were_cut(predict, write_stack, tmp_path):
     frames = write_stack(tmp_path / "in", 3, (300, 500, 3))
-    for corner, (top, left) in (((100, 20), (20, 100)), ((900, -5), (0, 140))):  # the second from within the picture
-        files, _, _ = predict(tmp_path / "in", "--overview_crop", *corner)
-        there = slice(top, top + 270), slice(left, left + 360)
-        shown = [*frames, files["fused.png"]]
-        for k, picture in enumerate(shown):
-            row, column = divmod(k, 3)
-            tile = files["overview.png"][270 * row : 270 * (row + 1), 360 * column : 360 * (column + 1)]
-            np.testing.assert_array_equal(tile, picture[there])
+    frames[1][:8], frames[1][:, :18] = 0, 0  # moved by another program, the others not
+    write_image(tmp_path / "in" / "2.png", frames[1])
+    files, _, _ = predict(tmp_path / "in", "--overview_crop", 0, 0)
+    assert files["fused.png"].shape == (290, 480, 3)  # with 2 lines that resampling mixed
+    np.testing.assert_array_equal(files["overview.png"][:270, :360], frames[0][10:280, 20:380])
 
 
 def shifted_stack(folder, shuffle=None, num_frames=5):

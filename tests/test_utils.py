@@ -274,6 +274,8 @@ def test_a_log_grows_row_by_row_and_can_go_on(tmp_path):
     utils.CsvLog(path).write({"epoch": 1, "loss": 0.5})
     utils.CsvLog(path, append=True).write({"epoch": 2, "loss": 0.25})
     assert path.read_text().splitlines() == ["epoch,loss", "1,0.5", "2,0.25"]
+    utils.CsvLog(path, append=True).write({"epoch": 3, "more": 7, "loss": 0.125})  # a run of a newer version
+    assert path.read_text().splitlines() == ["epoch,loss", "1,0.5", "2,0.25", "3,0.125"]
     utils.CsvLog(path).write({"epoch": 9, "loss": 1.0})
     assert path.read_text().splitlines() == ["epoch,loss", "9,1.0"]
 
