@@ -63,7 +63,7 @@ STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 @dataclass(frozen=True)
 class FusionSettings:
     speed: str = "full"  # fast: the frames are compared at half resolution
-    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by P
+    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by the square root of P
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
@@ -185,7 +185,7 @@ class Kept:
 
 @dataclass
 class FocusMaps:
-    """What comparing gives: index and confidence (H, W) float32; where frames blend, P / max P as uint8 (N, H, W)."""
+    """What comparing gives: index and confidence (H, W) float32; where frames blend, sqrt P as uint8 (N, H, W)."""
 
     index: np.ndarray
     confidence: np.ndarray
@@ -324,6 +324,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                 maps.confidence[there] = focus.confidence[0].cpu().numpy()
                 if maps.probabilities:
                     p = focus.probabilities[0]
+                    p = p.sqrt()  # P is made for choosing; mixed by twice its temperature, more frames share the noise
                     p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
                     maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
                     maps.probabilities.release_pages()
@@ -389,14 +390,14 @@ class VolumeWindow(Sequence):
 
 
 def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
-    """Pass 3: every output pixel from its frame, or the frames mixed by P."""
+    """Pass 3: every output pixel from its frame, or the frames mixed."""
     if focus.probabilities is None:
         return pick_pixels(source.read_all("sampling"), focus.index)
     return blend_pixels(source.read_all("sampling"), focus.probabilities)
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:
-    """Mix the frames by P, uint8 (N, H, W) of any scale; rounded to the frames' type."""
+    """Mix the frames by weights, uint8 (N, H, W) of any scale; rounded to the frames' type."""
     light = cover = None
     for frame, p in zip(frames, probabilities.tensor, strict=True):
         share = p.numpy().astype(np.float32)

@@ -306,14 +306,16 @@ def test_blending_equal_frames_returns_them(untrained, shape):
     assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
 
 
-def test_blending_by_p_is_the_mean_weighted_by_p(untrained):
-    frames = make_stack(6)
-    with torch.inference_mode():
-        stack = torch.from_numpy(np.stack([luma(f) for f in frames]))[None]
-        p = untrained(stack).probabilities[0].numpy()
-    expected = (p[..., None] * np.stack(frames)).sum(0)
-    fused = fuse_stack(frames, untrained, FusionSettings(sampling="blend")).fused
-    assert np.abs(fused - expected).max() < 3
+def test_blending_mixes_by_p_at_twice_its_temperature(with_temperature):
+    frames, model = make_stack(6), with_temperature(-4)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(np.stack([luma(f) for f in frames]))[None]).logits
+    fused = fuse_stack(frames, model, FusionSettings(sampling="blend")).fused
+    errors = []
+    for factor in (1, 2, 4):
+        p = torch.softmax(logits / (factor * model.temperature), 1)[0].detach().numpy()
+        errors.append(np.abs(fused - (p[..., None] * np.stack(frames)).sum(0)).max())
+    assert errors[1] < 3 < min(errors[0], errors[2])
 
 
 def test_many_frames_of_equal_p_blend_to_their_mean(with_temperature):
