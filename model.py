@@ -199,15 +199,17 @@ class FocusMap(NamedTuple):
     logits: Tensor  # (B, N, H, W)
 
 
+AS_IT_IS = (1.0, 1.0, 0.0)  # numbers of `calibrate`
+
+
 def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: str = "absolute",
-                  calibration: tuple[float, float] = (1.0, 0.0)) -> FocusMap:
+                  calibration: tuple[float, float, float] = AS_IT_IS) -> FocusMap:
     """Soft regression (section 3.5, Eq. 6-7): logits (B, N, H, W) -> focus index as an expectation over the frames.
 
     `absolute` takes the expectation as it is. `peak` takes it over the most probable frame and its two neighbours:
     between two surfaces P has two peaks, and the expectation lies where neither is. `stretch` is the published rule:
     the expectation is stretched by its minimum and maximum over each stack; a constant one is left alone.
-    calibration: slope and offset between P of the two frames around the index and the confidence, as logits
-    (benchmarks/calibration.py); 1 and 0 leave P as it is.
+    calibration: how the confidence follows from P of the two frames around the index (`calibrate`).
     """
     probabilities = torch.softmax(logits / temperature, dim=1)
     n = logits.shape[1]
@@ -217,11 +219,22 @@ def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: st
     else:
         index = (probabilities * positions).sum(1)
     confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
-    if n > 1 and calibration != (1.0, 0.0):  # of a single frame there is no doubt
-        confidence = torch.sigmoid(calibration[0] * confidence.logit(1e-6) + calibration[1])
+    if n > 1:  # of a single frame there is no doubt
+        confidence = calibrate(confidence, calibration)
     if readout == "stretch":
         index = stretch_index(index, n)
     return FocusMap(index, probabilities, confidence, logits)
+
+
+def calibrate(p: Tensor, numbers: Sequence[float] | Tensor) -> Tensor:
+    """Return sigmoid(a log p - b log(1 - p) + c) of numbers (a, b, c): beta calibration (Kull et al., AISTATS 2017).
+
+    benchmarks/calibration.py fits them so that p, 0..1, becomes the share of the pixels that are right.
+    """
+    if tuple(numbers) == AS_IT_IS:
+        return p
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return torch.sigmoid(numbers[0] * p.log() - numbers[1] * (-p).log1p() + numbers[2])
 
 
 def expectation_at_peak(probabilities: Tensor) -> Tensor:
@@ -250,7 +263,7 @@ class ModelConfig:
     groups: int = 4  # of every GroupNorm
     hidden: int = 16  # channels of a ConvGRU state
     readout: str = "absolute"  # or "peak": our weights; "stretch": the published checkpoint (`regress_focus`)
-    calibration: tuple[float, float] = (1.0, 0.0)  # of the confidence (`regress_focus`)
+    calibration: tuple[float, float, float] = AS_IT_IS  # of the confidence (`calibrate`)
 
     def __post_init__(self) -> None:
         if self.readout not in ("absolute", "peak", "stretch"):

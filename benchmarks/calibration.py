@@ -4,7 +4,7 @@
     python benchmarks/calibration.py --photos photos/images --segments photos/segments --output results/calibration
 
 Stacks are those of benchmarks/quality.py; right means within half a frame of the true index. Writes calibration.csv, a
-row per group of stacks and bin of confidence, calibration.png and calibration.md. `--fit PATH` instead fits the two
+row per group of stacks and bin of confidence, calibration.png and calibration.md. `--fit PATH` instead fits the three
 numbers by which the network's own probability becomes the confidence, on photos that are not judged later, and writes
 the weights with them; further training begins without them.
 """
@@ -34,7 +34,7 @@ from benchmarks.quality import (  # noqa: E402
     scene_settings,
 )
 from fusion import fuse_stack, open_model  # noqa: E402
-from model import StackMFFV2, model_checkpoint  # noqa: E402
+from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint  # noqa: E402
 from utils import (  # noqa: E402
     CsvLog,
     HelpFormatter,
@@ -46,7 +46,7 @@ from utils import (  # noqa: E402
 )
 
 BINS = 20
-FIT_STEP = 10  # every tenth pixel is enough for two numbers
+FIT_STEP = 10  # every tenth pixel is enough for three numbers
 
 
 def judge_pixels(model: StackMFFV2, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
@@ -73,16 +73,15 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float:
     return sum(row["pixels"] * abs(row["confidence"] - row["right"]) for row in bins)
 
 
-def fit_calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Fit P(right) = sigmoid(slope * logit(confidence) + offset) (Platt, 1999). Returns slope and offset."""
-    logit = torch.from_numpy(confidence).double().logit(1e-6)
-    truth = torch.from_numpy(right).double()
-    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+def fit_calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    """Return the numbers of `model.calibrate` for which the confidences fit what is right best (log-likelihood)."""
+    p, truth = torch.from_numpy(confidence).double(), torch.from_numpy(right).double()
+    numbers = torch.tensor([0.9, 1.1, 0.1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        error = torch.nn.functional.binary_cross_entropy_with_logits(numbers[0] * logit + numbers[1], truth)
+        error = torch.nn.functional.binary_cross_entropy(calibrate(p, numbers), truth)
         error.backward()
         return error
 
@@ -147,7 +146,7 @@ def main(argv=None) -> int:
     model, groups = open_model(args), [group for group in GROUPS if group in args.groups]
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     if args.fit:
-        model.config = replace(model.config, calibration=(1.0, 0.0))
+        model.config = replace(model.config, calibration=AS_IT_IS)
     else:
         settings = scene_settings(args) | {"scenes": len(scenes), "groups": groups, "weights": digest(args.model_path)}
         output = open_output(args.output, settings, args.overwrite)
@@ -161,7 +160,7 @@ def main(argv=None) -> int:
         calibration = fit_calibration(*(np.concatenate(values) for values in zip(*some, strict=True)))
         model.config = replace(model.config, calibration=calibration)
         save_checkpoint(args.fit, model_checkpoint(model))
-        print("slope {:.4f}, offset {:.4f}".format(*calibration))
+        print("a {:.4f}, b {:.4f}, c {:.4f}".format(*calibration))
         return 0
     counts["all"] = sum(counts.values())
     found = {title: share_right(count) for title, count in counts.items()}

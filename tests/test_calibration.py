@@ -12,16 +12,16 @@ from model import load_model
 from utils import read_image
 
 
-def draw(slope, offset, count=200_000):
-    """Return confidences, and indices that are right with sigmoid(slope * logit + offset)."""
+def draw(a, b, c, count=200_000):
+    """Return confidences, and for each whether it was right: odds of confidence^a / (1 - confidence)^b * e^c."""
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.02, 0.98, count)
-    truth = 1 / (1 + np.exp(-(slope * np.log(confidence / (1 - confidence)) + offset)))
-    return confidence, rng.random(count) < truth
+    odds = confidence**a / (1 - confidence) ** b * np.exp(c)
+    return confidence, rng.random(count) < odds / (1 + odds)
 
 
 def test_honest_confidence_has_no_error_and_boasting_has():
-    assert calibration_error(share_right(count_pixels(*draw(1, 0)))) < 0.01
+    assert calibration_error(share_right(count_pixels(*draw(1, 1, 0)))) < 0.01
     confidence = np.repeat([0.9, 0.1], [900, 100])  # two of three of the sure are right, as many unsure as they say
     bins = share_right(count_pixels(confidence, np.arange(1000) % 10 < np.where(confidence > 0.5, 6, 1)))
     assert bins == [pytest.approx({"pixels": 0.1, "confidence": 0.1, "right": 0.1}),
@@ -31,8 +31,7 @@ def test_honest_confidence_has_no_error_and_boasting_has():
 
 
 def test_the_fit_finds_what_the_confidence_says():
-    slope, offset = fit_calibration(*draw(0.6, -0.8))
-    assert slope == pytest.approx(0.6, abs=0.02) and offset == pytest.approx(-0.8, abs=0.02)
+    assert fit_calibration(*draw(1.5, 0.4, -0.8)) == pytest.approx((1.5, 0.4, -0.8), abs=0.05)
     assert np.isfinite(fit_calibration(np.array([0.0, 1.0, 0.5, 0.5]), np.array([False, True, True, False]))).all()
 
 
@@ -58,8 +57,8 @@ def test_table_and_plot_from_the_command_line(run, tmp_path):
 def test_fitted_weights_say_how_often_they_are_right(run, weights, tmp_path):
     fitted = tmp_path / "fitted.pth"
     code, printed, _ = run(calibration.main, *small(tmp_path, "--model_path", weights, "--fit", fitted))
-    slope, offset = load_model(fitted).config.calibration
-    assert code == 0 and printed == f"slope {slope:.4f}, offset {offset:.4f}\n"
+    numbers = load_model(fitted).config.calibration
+    assert code == 0 and printed == "a {:.4f}, b {:.4f}, c {:.4f}\n".format(*numbers)
     found = {}
     for path in (weights, fitted):
         printed = run(calibration.main, *small(tmp_path / path.stem, "--model_path", path))[1]

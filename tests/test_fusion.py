@@ -198,7 +198,7 @@ def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
 
 def test_the_confidence_is_calibrated_in_every_path(weights):
     model, frames = load_model(weights), make_stack(5, (40, 50))
-    model.config = replace(model.config, calibration=(0.5, -1.0))
+    model.config = replace(model.config, calibration=(0.5, 0.7, -1.0))
     expected = model(torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]).confidence
     np.testing.assert_allclose(fuse_stack(frames, model).confidence, expected[0].detach(), atol=1e-5)
     assert np.abs(fuse_stack(frames, load_model(weights)).confidence - expected[0].detach().numpy()).mean() > 0.01

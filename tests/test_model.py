@@ -113,11 +113,11 @@ def test_peak_readout_is_the_expectation_around_the_most_probable_frame():
 
 def test_calibration_changes_the_confidence_alone():
     logits = torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(0))
-    plain, other = regress_focus(logits), regress_focus(logits, calibration=(0.5, -1.0))
+    plain, other = regress_focus(logits), regress_focus(logits, calibration=(0.5, 0.5, -1.0))
     assert torch.equal(plain.index, other.index) and torch.equal(plain.probabilities, other.probabilities)
     odds = plain.confidence / (1 - plain.confidence)
     torch.testing.assert_close(other.confidence / (1 - other.confidence), odds**0.5 / np.e)
-    assert regress_focus(logits[:, :1], calibration=(0.5, -1.0)).confidence.eq(1).all()  # no choice, no doubt
+    assert regress_focus(logits[:, :1], calibration=(0.5, 0.5, -1.0)).confidence.eq(1).all()  # no choice, no doubt
 
 
 def test_peak_is_for_reading_and_training_takes_the_whole_expectation():
