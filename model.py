@@ -268,6 +268,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.readout not in ("absolute", "peak", "stretch"):
             raise ValueError(f"readout {self.readout!r}: choose absolute, peak or stretch")
+        if len(self.calibration) != len(AS_IT_IS):
+            raise ValueError(f"calibration {self.calibration}: three numbers")
 
 
 class StackMFFV2(nn.Module):
