@@ -104,14 +104,14 @@ def plot(path: Path, found: dict[str, list[dict[str, float]]], total: str) -> No
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5.5, 6.5), sharex=True, height_ratios=(3, 1))
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True, height_ratios=(3, 1))
     for title, bins in found.items():
         x, y = ([row[name] for row in bins] for name in ("confidence", "right"))
         bold = {"color": "black", "marker": "o", "linewidth": 2}
         upper.plot(x, y, label=title, **(bold if title == total else {"linewidth": 0.8}))
     upper.plot([0, 1], [0, 1], color="grey", linestyle=":")
     upper.set_ylabel("share of pixels right within half a frame")
-    upper.legend(fontsize=6)
+    upper.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
     bins = found[total]
     lower.bar([row["confidence"] for row in bins], [row["pixels"] for row in bins], width=0.8 / BINS, color="black")
     lower.set(xlabel="confidence", ylabel="share of pixels")
