@@ -98,7 +98,7 @@ def calibration_table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(path: Path, found: dict[str, list[dict[str, float]]], total: str) -> None:
+def plot_calibration(path: Path, found: dict[str, list[dict[str, float]]], total: str) -> None:
     """Draw the share right over the confidence, thin per group and bold for all, above the share of the pixels."""
     import matplotlib
     matplotlib.use("Agg")
@@ -168,7 +168,7 @@ def main(argv=None) -> int:
     for title, bins in found.items():
         for row in bins:
             log.write({"stacks": title} | {name: f"{value:.6g}" for name, value in row.items()})
-    plot(output / "calibration.png", found, "all")
+    plot_calibration(output / "calibration.png", found, "all")
     table = calibration_table(found)
     write_text(output / "calibration.md", table)
     print(table, end="")
