@@ -182,8 +182,11 @@ def main(argv=None) -> int:
     keep_freed_memory()
     scenes = list_scenes(args.val_photos, args.val_segments, None)[: args.max_scenes]
     steps = math.ceil(len(match_scenes(args.photos, args.segments[0])) * args.repeats / args.batch_size)
-    output = open_output(args.output_dir, {name: value for name, value in vars(args).items() if name not in FREE},
-                         args.overwrite)
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    if args.init_path:  # by content: a file of that name may become another
+        open_model(argparse.Namespace(model_path=args.init_path, device="cpu"))
+        settings["init_path"] = digest(args.init_path)
+    output = open_output(args.output_dir, settings, args.overwrite)
     rows, log = read_rows(output / "scores.csv"), CsvLog(output / "scores.csv", append=True)
     means = {}
     bar = tqdm([name for name in VARIANTS if name in args.variants], unit="variant")

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 import train
 from benchmarks import ablation, training
 from benchmarks.ablation import COLUMNS, VARIANTS
-from utils import UserError, write_image
+from model import StackMFFV2, model_checkpoint
+from utils import UserError, save_checkpoint, write_image
 
 
 @pytest.fixture
@@ -103,6 +105,13 @@ def test_variants_can_begin_with_given_weights(run, photos, weights, trainings, 
     code, printed, _ = run(ablation.main, *tiny(tmp_path / "out", photos, *more))
     assert code == 0 and "Trained from untrained.pth for" in printed
     assert trainings[0].init_path == str(weights) and trainings[0].blend_weight == 0.1
+    other = tmp_path / weights.name
+    torch.manual_seed(1)
+    save_checkpoint(other, model_checkpoint(StackMFFV2()))
+    code, _, errors = run(ablation.main, *tiny(tmp_path / "out", photos, *more[:-1], other))
+    assert code == 1 and "other settings" in errors[0]
+    code, _, errors = run(ablation.main, *tiny(tmp_path / "none", photos, *more[:-1], tmp_path / "none.pth"))
+    assert code == 1 and len(errors) == 1 and "none.pth" in errors[0]
 
 
 def test_several_processes_share_the_cores(photos, trainings, tmp_path, monkeypatch):
