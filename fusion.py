@@ -63,7 +63,7 @@ STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 @dataclass(frozen=True)
 class FusionSettings:
     speed: str = "full"  # fast: the frames are compared at half resolution
-    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by the square root of P
+    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by a softened P
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
@@ -113,6 +113,7 @@ class FrameSource:
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
         self.white = white_level(self.first)
+        self.noise = math.inf  # of the quietest frame read, share of white; measured where frames blend
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -185,7 +186,7 @@ class Kept:
 
 @dataclass
 class FocusMaps:
-    """What comparing gives: index and confidence (H, W) float32; where frames blend, sqrt P as uint8 (N, H, W)."""
+    """What comparing gives: index and confidence (H, W) float32; where frames blend, softened P as uint8 (N, H, W)."""
 
     index: np.ndarray
     confidence: np.ndarray
@@ -295,6 +296,8 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
             features = model.intra(grey.contiguous(memory_format=torch.channels_last))
             kept.tensor[k] = features[0].permute(1, 2, 0)
             kept.release_pages()
+            if settings.sampling == "blend":
+                source.noise = min(source.noise, frame_noise(frame) / source.white)
     except BaseException:
         kept.close()
         raise
@@ -324,8 +327,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
                 maps.confidence[there] = focus.confidence[0].cpu().numpy()
                 if maps.probabilities:
                     p = focus.probabilities[0]
-                    p = p.sqrt()  # P is made for choosing; mixed by twice its temperature, more frames share the noise
-                    p = (p / p.amax(0) * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                    p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
+                    p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
                     maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
                     maps.probabilities.release_pages()
     except BaseException:
@@ -394,6 +397,25 @@ def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
     if focus.probabilities is None:
         return pick_pixels(source.read_all("sampling"), focus.index)
     return blend_pixels(source.read_all("sampling"), focus.probabilities)
+
+
+def frame_noise(frame: np.ndarray) -> float:
+    """Return the standard deviation of a frame's noise in grey levels, of its green (Immerkaer, CVIU 1996).
+
+    The median instead of the mean leaves texture out of it; of a focal stack the least sharp frame tells best.
+    """
+    grey = frame if frame.ndim == 2 else frame[..., 1]
+    kernel = np.float32([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])  # 0 on gradients and along edges
+    response = cv2.filter2D(grey, cv2.CV_32F, kernel)[::4]
+    return float(np.median(np.abs(response))) / 0.6745 / 6  # the median of a normal distribution, the kernel's norm
+
+
+def blending_temperature(noise: float) -> float:
+    """Return by how much P is softened before it mixes frames whose noise is given as a share of white.
+
+    P is made for choosing. The more noise, the more frames should share it, although some are less sharp.
+    """
+    return 2 + min(noise * 255 / 2, 2)
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:

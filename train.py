@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+from pytorch_optimizer import SOAP
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -46,6 +47,7 @@ from utils import (
 )
 
 MAX_SETS = 5
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "soap": SOAP}
 
 
 def boolean(text: str) -> bool:
@@ -85,7 +87,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("training")
     group.add_argument("--batch_size", type=int, default=12, help="stacks per step, over all processes")
     group.add_argument("--num_epochs", type=int, default=50)
-    group.add_argument("--lr", type=float, default=1e-3, help="AdamW's learning rate in the first epoch")
+    group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw",
+                       help="soap is Adam in the eigenbasis of Shampoo's preconditioner: more per step")
+    group.add_argument("--lr", type=float, default=1e-3, help="learning rate in the first epoch")
     group.add_argument("--lr_decay", type=float, default=0.9, help="its factor per epoch")
     group.add_argument("--training_image_size", type=int, default=384, help="side of the square crops, pixels")
     group.add_argument("--val_image_size", type=int, help="the same for validation; default: as in training")
@@ -183,7 +187,8 @@ class Run:
             self.model.load_state_dict(initial_weights(args.init_path))
         self.model.to(device, memory_format=torch.channels_last)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr)
+        self.kind = args.optimizer
+        self.optimizer = OPTIMIZERS[self.kind](self.model.parameters(), lr=args.lr)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, args.lr_decay)
         self.half = half_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
@@ -198,13 +203,15 @@ class Run:
 
     def state(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
-        parts |= {name: getattr(self, name) for name in ("epoch", "step", "best", "totals")}
+        parts |= {name: getattr(self, name) for name in ("kind", "epoch", "step", "best", "totals")}
         averages = int(self.ema.n_averaged) if self.ema else 0
         return model_checkpoint(self.averaged) | parts | {"raw": self.model.state_dict(), "averages": averages}
 
     def restore(self, path: Path, device: torch.device, decay: float) -> None:
         try:
             state = torch.load(path, map_location=device, weights_only=True)
+            if state["kind"] != self.kind:
+                raise ValueError(f"it was made with --optimizer {state['kind']}")
             self.model.load_state_dict(state["raw"])
             if self.ema:
                 self.ema.module.load_state_dict(state["model"])

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 import fusion
-from fusion import FusionSettings, Kept, blend_pixels, fuse_stack, plan_memory
+from fusion import FusionSettings, Kept, blend_pixels, frame_noise, fuse_stack, plan_memory
 from make_datasets.make_dataset import synthesize
 from model import load_model
 from utils import UserError, luma, pick_pixels, to_uint8, write_image
@@ -306,16 +306,30 @@ def test_blending_equal_frames_returns_them(untrained, shape):
     assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
 
 
-def test_blending_mixes_by_p_at_twice_its_temperature(with_temperature):
-    frames, model = make_stack(6), with_temperature(-4)
+@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 4), (16, 4)])
+def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise, right):
+    rng, model = np.random.default_rng(1), with_temperature(-4)
+    smooth = (cv2.resize(rng.uniform(60, 200, (4, 5)), (100, 80), interpolation=cv2.INTER_CUBIC) for _ in range(6))
+    frames = [np.rint(s + rng.normal(0, noise, s.shape)).clip(0, 255).astype(np.uint8) for s in smooth]
     with torch.no_grad():
         logits = model(torch.from_numpy(np.stack([luma(f) for f in frames]))[None]).logits
     fused = fuse_stack(frames, model, FusionSettings(sampling="blend")).fused
-    errors = []
-    for factor in (1, 2, 4):
+    errors = {}
+    for factor in (1, 2, 3, 4, 6):
         p = torch.softmax(logits / (factor * model.temperature), 1)[0].detach().numpy()
-        errors.append(np.abs(fused - (p[..., None] * np.stack(frames)).sum(0)).max())
-    assert errors[1] < 3 < min(errors[0], errors[2])
+        errors[factor] = np.abs(fused - (p * np.stack(frames)).sum(0)).max()
+    assert min(errors, key=errors.get) == right and errors[right] < 3, errors
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (200, 300, 3)])
+@pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 257)])
+def test_noise_of_a_frame_with_edges_and_gradients(shape, dtype, scale):
+    rng = np.random.default_rng(0)
+    scene = np.add.outer(np.linspace(20, 120, 200), np.where(np.arange(300) < 150, 0, 100))
+    scene = scene.reshape(200, 300, *[1] * (len(shape) - 2))
+    for noise in (2, 8):
+        frame = np.rint((scene + rng.normal(0, noise, shape)) * scale).clip(0).astype(dtype)
+        assert frame_noise(frame) == pytest.approx(noise * scale, rel=0.05)
 
 
 def test_many_frames_of_equal_p_blend_to_their_mean(with_temperature):

@@ -67,9 +67,9 @@ def test_a_run_writes_weights_log_and_pictures(data, tmp_path):
     assert (folder / "dataset_1.png").is_file() and list(folder.glob("events.*"))
 
 
-@pytest.mark.parametrize("ema", ["0", "0.9"])
-def test_interrupted_and_resumed_equals_straight(data, tmp_path, monkeypatch, ema):
-    flags = ("--num_epochs", "2", "--ema", ema, "--fast_share", "0.5", "--ce_weight", "0.1")
+@pytest.mark.parametrize(("ema", "optimizer"), [("0", "adamw"), ("0.9", "adamw"), ("0.9", "soap")])
+def test_interrupted_and_resumed_equals_straight(data, tmp_path, monkeypatch, ema, optimizer):
+    flags = ("--num_epochs", "2", "--ema", ema, "--fast_share", "0.5", "--ce_weight", "0.1", "--optimizer", optimizer)
     assert train.main(two_sets(data, tmp_path / "straight", *flags)) == 0
 
     steps = []
@@ -154,6 +154,12 @@ def test_a_file_that_is_no_checkpoint_cannot_be_resumed(data, tmp_path, capsys):
     (tmp_path / "run" / "last.pth").write_text("text")
     assert train.main(two_sets(data, tmp_path, "--resume")) == 1
     assert "cannot be resumed" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_optimizer_it_began_with(data, tmp_path, capsys):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--resume", "--optimizer", "soap")) == 1
+    assert "cannot be resumed (it was made with --optimizer adamw)" in capsys.readouterr().err
 
 
 def test_a_stage_begins_with_the_weights_it_is_given(data, tmp_path, capsys):
