@@ -47,6 +47,7 @@ from utils import (
 )
 
 MAX_SETS = 5
+VAL_SEED = 0  # runs of any --seed are validated on the same stacks
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "soap": SOAP}
 
 
@@ -136,8 +137,9 @@ def disk_sets(args: argparse.Namespace, part: str) -> dict[str, StackFolder]:
         if bool(stacks) != bool(depths):
             raise UserError(f"--{part}_stack{end} and --{part}_depth_continuous{end} go together: give both")
         if stacks and getattr(args, f"use_{part}_dataset_{k}"):
-            size = args.training_image_size if part == "train" else args.val_image_size
-            sets[f"dataset_{k}"] = StackFolder(stacks, depths, size, part == "train", args.seed,
+            size, seed = ((args.training_image_size, args.seed) if part == "train" else
+                          (args.val_image_size, VAL_SEED))
+            sets[f"dataset_{k}"] = StackFolder(stacks, depths, size, part == "train", seed,
                                                getattr(args, f"subset_fraction_{part}"))
     return sets
 
@@ -160,7 +162,7 @@ def validation_sets(args: argparse.Namespace) -> dict[str, StackFolder | Synthet
         recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
         for name, recipe in recipes.items():
             sets[name] = SyntheticStacks(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
-                                         segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=args.seed,
+                                         segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=VAL_SEED,
                                          subset=args.subset_fraction_val)
     return sets
 
@@ -347,7 +349,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     counts = {} if frame_range else {"num_frames": args.num_frames}
     val_loaders = {}
     for name, part in validation_sets(args).items():
-        order = EqualFramesSampler(part.frame_counts, 1, shuffle=False, seed=args.seed, **counts)
+        order = EqualFramesSampler(part.frame_counts, 1, shuffle=False, seed=VAL_SEED, **counts)
         val_loaders[name] = make_loader(part, order, 0)
 
     folder = Path(args.save_dir) / args.save_name

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from dataset import Key
 from loss import focus_loss
 from model import StackMFFV2, load_model
 from utils import write_image
@@ -160,6 +161,17 @@ def test_a_run_goes_on_with_the_optimizer_it_began_with(data, tmp_path, capsys):
     assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
     assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--resume", "--optimizer", "soap")) == 1
     assert "cannot be resumed (it was made with --optimizer adamw)" in capsys.readouterr().err
+
+
+def test_runs_of_any_seed_are_validated_on_the_same_stacks(data):
+    source = ["--val_aif", f"{data}/AiF", "--val_depth", f"{data}/depth", "--recipe", "diverse"]
+    flags = two_sets(data, ".", *source, "--subset_fraction_val", "0.7")
+    sets = [train.validation_sets(train.parse_args([*flags, "--seed", seed])) for seed in "01"]
+    assert [*sets[0]] == [*sets[1]] == ["dataset_1", "algorithm1", "diverse"]
+    for first, second in zip(*(s.values() for s in sets), strict=True):
+        assert len(first) == 2
+        for k in range(2):
+            assert_equal(first[Key(0, k, 5, 1.0)], second[Key(0, k, 5, 1.0)], **EXACT)
 
 
 def test_a_stage_begins_with_the_weights_it_is_given(data, tmp_path, capsys):
