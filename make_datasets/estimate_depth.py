@@ -37,8 +37,11 @@ def load_estimator(name: str, device: str):
     try:
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers.utils import is_torch_available
     except ImportError:
         raise UserError("transformers is missing: pip install -r make_datasets/requirements-depth.txt") from None
+    if not is_torch_available():
+        raise UserError("transformers is too new for this PyTorch: pip install 'transformers<5', or a newer torch")
     looks_local = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
     if looks_local and not Path(name).is_dir():  # ask no hub for a mistyped path
         raise UserError(f"--model {name}: no such directory; give one with config.json and weights, or a hub name")
