@@ -415,7 +415,7 @@ def blending_temperature(noise: float) -> float:
 
     P is made for choosing. The more noise, the more frames should share it, although some are less sharp.
     """
-    return 2 + min(noise * 255 / 2, 2)
+    return 2 + min(noise * 255 / 2, 1)
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:

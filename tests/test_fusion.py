@@ -306,7 +306,7 @@ def test_blending_equal_frames_returns_them(untrained, shape):
     assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
 
 
-@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 4), (16, 4)])
+@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 3), (16, 3)])
 def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise, right):
     rng, model = np.random.default_rng(1), with_temperature(-4)
     smooth = (cv2.resize(rng.uniform(60, 200, (4, 5)), (100, 80), interpolation=cv2.INTER_CUBIC) for _ in range(6))
