@@ -212,8 +212,9 @@ class Run:
     def restore(self, path: Path, device: torch.device, decay: float) -> None:
         try:
             state = torch.load(path, map_location=device, weights_only=True)
-            if state["kind"] != self.kind:
-                raise ValueError(f"it was made with --optimizer {state['kind']}")
+            kind = state.get("kind", "adamw")  # there was no other
+            if kind != self.kind:
+                raise ValueError(f"it was made with --optimizer {kind}")
             self.model.load_state_dict(state["raw"])
             if self.ema:
                 self.ema.module.load_state_dict(state["model"])
