@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,7 +114,6 @@ class FrameSource:
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
         self.white = white_level(self.first)
-        self.noise = math.inf  # of the quietest frame read, share of white; measured where frames blend
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -121,6 +121,14 @@ class FrameSource:
     @property
     def size(self) -> tuple[int, int]:
         return self.first.shape[:2]
+
+    @cached_property
+    def noise(self) -> float:
+        """The noise's standard deviation as a share of white, of the first and the last frame the lower.
+
+        Of texture the estimate keeps a part, and at the ends of a sweep most of the scene is out of focus.
+        """
+        return min(frame_noise(frame) for frame in (self.first, self.load(len(self) - 1))) / self.white
 
     @property
     def duplicates(self) -> list[list[int]]:
@@ -292,12 +300,13 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
                 device if budget.features_on_card else "cpu")
     try:
         for k, frame in enumerate(source.read_all("scoring")):
-            grey = pad_to_stride(torch.from_numpy(luma(frame, source.white)).to(device))[None, None]
+            grey = luma(frame, source.white)
+            if settings.sampling == "blend":
+                grey = smooth_noise(grey, source.noise)
+            grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
             features = model.intra(grey.contiguous(memory_format=torch.channels_last))
             kept.tensor[k] = features[0].permute(1, 2, 0)
             kept.release_pages()
-            if settings.sampling == "blend":
-                source.noise = min(source.noise, frame_noise(frame) / source.white)
     except BaseException:
         kept.close()
         raise
@@ -402,7 +411,7 @@ def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
 def frame_noise(frame: np.ndarray) -> float:
     """Return the standard deviation of a frame's noise in grey levels, of its green (Immerkaer, CVIU 1996).
 
-    The median instead of the mean leaves texture out of it; of a focal stack the least sharp frame tells best.
+    The median instead of the mean leaves most of the texture out of it.
     """
     grey = frame if frame.ndim == 2 else frame[..., 1]
     kernel = np.float32([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])  # 0 on gradients and along edges
@@ -410,12 +419,21 @@ def frame_noise(frame: np.ndarray) -> float:
     return float(np.median(np.abs(response))) / 0.6745 / 6  # the median of a normal distribution, the kernel's norm
 
 
+def smooth_noise(grey: np.ndarray, noise: float) -> np.ndarray:
+    """Blur a frame (H, W) float32 that is to be scored for blending, the more the more noise, a share of white.
+
+    Frames that differ by their noise alone then get equal P and are averaged. Chosen on validation photos.
+    """
+    sigma = 0.2 * math.log2(max(noise * 255, 1))  # pixels
+    return cv2.GaussianBlur(grey, (0, 0), sigma) if sigma > 0.1 else grey
+
+
 def blending_temperature(noise: float) -> float:
     """Return by how much P is softened before it mixes frames whose noise is given as a share of white.
 
     P is made for choosing. The more noise, the more frames should share it, although some are less sharp.
     """
-    return 2 + min(noise * 255 / 2, 1)
+    return 2 + min(noise * 255 / 8, 1)
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:

@@ -39,11 +39,13 @@ def fusion_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
 
 
 def blend_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
-    """Return per sample (B,) in dB the mean square error of the frames mixed by P. Floor -50 dB.
+    """Return per sample (B,) in dB the mean square error of the frames mixed by a softened P. Floor -50 dB.
 
-    Unlike `fusion_error` it gains from several frames where all are alike: their noise averages out.
+    Unlike `fusion_error` it gains from several frames where all are alike: their noise averages out. The root is P at
+    twice its temperature, as fusion.py mixes clean frames: P itself may be as sharp as choosing wants it.
     """
-    error = ((probabilities * stack).sum(1) - aif).square().mean((1, 2))
+    weights = (probabilities + 1e-8).sqrt()
+    error = ((weights * stack).sum(1) / weights.sum(1) - aif).square().mean((1, 2))
     return 10 * torch.log10(error + 1e-5)
 
 

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 import fusion
-from fusion import FusionSettings, Kept, blend_pixels, frame_noise, fuse_stack, plan_memory
+from fusion import FrameSource, FusionSettings, Kept, blend_pixels, frame_noise, fuse_stack, plan_memory, smooth_noise
 from make_datasets.make_dataset import synthesize
 from model import load_model
 from utils import UserError, luma, pick_pixels, to_uint8, write_image
@@ -306,16 +306,17 @@ def test_blending_equal_frames_returns_them(untrained, shape):
     assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
 
 
-@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 3), (16, 3)])
+@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 2.5), (16, 3)])
 def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise, right):
     rng, model = np.random.default_rng(1), with_temperature(-4)
     smooth = (cv2.resize(rng.uniform(60, 200, (4, 5)), (100, 80), interpolation=cv2.INTER_CUBIC) for _ in range(6))
     frames = [np.rint(s + rng.normal(0, noise, s.shape)).clip(0, 255).astype(np.uint8) for s in smooth]
     with torch.no_grad():
-        logits = model(torch.from_numpy(np.stack([luma(f) for f in frames]))[None]).logits
+        scored = np.stack([smooth_noise(luma(f), noise / 255) for f in frames])
+        logits = model(torch.from_numpy(scored)[None]).logits
     fused = fuse_stack(frames, model, FusionSettings(sampling="blend")).fused
     errors = {}
-    for factor in (1, 2, 3, 4, 6):
+    for factor in (1, 1.5, 2, 2.5, 3, 4, 6):
         p = torch.softmax(logits / (factor * model.temperature), 1)[0].detach().numpy()
         errors[factor] = np.abs(fused - (p * np.stack(frames)).sum(0)).max()
     assert min(errors, key=errors.get) == right and errors[right] < 3, errors
@@ -330,6 +331,21 @@ def test_noise_of_a_frame_with_edges_and_gradients(shape, dtype, scale):
     for noise in (2, 8):
         frame = np.rint((scene + rng.normal(0, noise, shape)) * scale).clip(0).astype(dtype)
         assert frame_noise(frame) == pytest.approx(noise * scale, rel=0.05)
+
+
+def test_frames_are_smoothed_before_scoring_only_where_noise_calls_for_it():
+    noisy = np.random.default_rng(0).normal(0.5, 0.1, (64, 64)).astype(np.float32)
+    deviation = [smooth_noise(noisy, noise / 255).std() for noise in (1, 2, 4, 8)]
+    assert np.array_equal(smooth_noise(noisy, 1 / 255), noisy)
+    assert deviation == sorted(deviation, reverse=True) and deviation[-1] < 0.06
+
+
+def test_noise_of_a_stack_is_that_of_its_less_sharp_end():
+    frames = make_stack(5)
+    flat = np.full_like(frames[0], 90)
+    for sharp_and_flat in ([*frames, flat], [flat, *frames]):
+        assert FrameSource(sharp_and_flat).noise == 0
+    assert FrameSource(frames).noise == min(frame_noise(frames[0]), frame_noise(frames[-1])) / 255
 
 
 def test_many_frames_of_equal_p_blend_to_their_mean(with_temperature):
