@@ -45,6 +45,7 @@ from utils import (  # noqa: E402
     luma,
     open_output,
     pick_pixels,
+    quantize,
     random_generator,
     read_depth,
     read_image,
@@ -76,13 +77,15 @@ GROUPS = {
     **{f"n{n}": Group(f"N = {n}", (n,)) for n in (2, 3, 5, 40)},
     "reversed": Group("reversed order, N = 16", reverse=True),
 }
-METHODS = {  # columns; between them and the true index come the peers
+METHODS = {  # columns; before the true index come the peers
     "ours": "ours, full",
     "ours_fast": "ours, fast",
     "ours_blend": "ours, full, blend",
     "published": "published",
     "sml": "SML arg-max",
     "truth": "true index",
+    "closest": "closest frame",  # the two ceilings, which look at the truth
+    "mixture": "closest mixture",
 }
 
 
@@ -194,7 +197,22 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
     runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
     runs["truth"] = (lambda stack: (pick_pixels(stack.frames, stack.index), stack.index),)
+    if args.ceilings:
+        runs |= {"closest": (lambda stack: (closest_frame(stack), None),),
+                 "mixture": (lambda stack: (closest_mixture(stack), None),)}
     return {name: Method(METHODS.get(name, name), *run) for name, run in runs.items()}
+
+
+def closest_frame(stack: Stack) -> np.ndarray:
+    """Return every pixel (H, W[, 3]) from the frame whose luma is nearest to the truth's: copying cannot do better."""
+    truth = luma(stack.aif)
+    return pick_pixels(stack.frames, np.argmin([np.abs(luma(frame) - truth) for frame in stack.frames], axis=0))
+
+
+def closest_mixture(stack: Stack) -> np.ndarray:
+    """Return the true luma (H, W), uint16, clipped to the frames' range: no weights 0..1 come nearer."""
+    grey = [luma(frame) for frame in stack.frames]
+    return quantize(np.clip(luma(stack.aif), np.min(grey, axis=0), np.max(grey, axis=0)), np.uint16)
 
 
 def digest(path: str | Path) -> str:
@@ -282,6 +300,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
     methods.add_argument("--peer", type=peer_command, action="append", default=[], metavar="NAME=COMMAND",
                          help="another program, with {input_dir} (of 1.png ..) and {output} (a .png); repeatable")
+    methods.add_argument("--ceilings", action="store_true",
+                         help="two more columns: of every pixel the closest frame and the closest mixture of frames")
     methods.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)

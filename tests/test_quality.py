@@ -132,6 +132,18 @@ def test_published_weights_are_one_more_column(tmp_path, weights):
     assert cells(tmp_path / "out", "published") == cells(tmp_path / "out", "ours, full")
 
 
+def test_nothing_copied_or_mixed_is_above_the_ceilings(tmp_path, weights):
+    out = tmp_path / "out"
+    assert bench(out, weights, "--groups", "n8", "lens", "--ceilings") == 0
+    for title in cells(out, "closest frame"):
+        psnr = {method: float(cells(out, method)[title].split(" / ")[0]) for method in
+                ("ours, full", "ours, full, blend", "SML arg-max", "true index", "closest frame", "closest mixture")}
+        copied, mixed = psnr["closest frame"], psnr.pop("closest mixture")
+        assert mixed >= copied and mixed > psnr.pop("ours, full, blend")
+        assert all(copied >= value for value in psnr.values())
+        assert (mixed == copied == 100) == title.startswith("Algorithm 1")
+
+
 # --------------------------------------------------------------------------- peers
 
 
