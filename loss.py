@@ -15,8 +15,7 @@ def focus_loss(index: Tensor, probabilities: Tensor, target: Tensor, *, ce_weigh
 
     index: (B, H, W) in frames, 0..N-1; probabilities: (B, N, H, W); target: (B, H, W) in 0..1.
     ce_weight adds the cross-entropy of P, its soft target being the two frames around the true focus index.
-    fusion_weight and blend_weight add the errors in dB of the pictures that P draws and mixes from stack (B, N, H, W)
-    against aif (B, H, W).
+    fusion_weight and blend_weight add `fusion_error` and `blend_error` of stack (B, N, H, W) against aif (B, H, W).
     sample_weight: (B,), by default 1/B each. Returns the loss and {"mse", "ce", "fusion", "blend"}, detached.
     """
     b, n = probabilities.shape[:2]
@@ -44,7 +43,7 @@ def blend_error(probabilities: Tensor, stack: Tensor, aif: Tensor) -> Tensor:
     Unlike `fusion_error` it gains from several frames where all are alike: their noise averages out. The root is P at
     twice its temperature, as fusion.py mixes clean frames: P itself may be as sharp as choosing wants it.
     """
-    weights = (probabilities + 1e-8).sqrt()
+    weights = (probabilities + 1e-8).sqrt()  # at 0 its slope would be infinite
     error = ((weights * stack).sum(1) / weights.sum(1) - aif).square().mean((1, 2))
     return 10 * torch.log10(error + 1e-5)
 

@@ -98,7 +98,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--fusion_weight", type=float, default=0.0,
                        help="weight of the fused picture's error in dB, pixels copied as P draws them, 0: not used")
     group.add_argument("--blend_weight", type=float, default=0.0,
-                       help="the same for frames mixed by P, 0: not used")
+                       help="the same for frames mixed by a softened P, 0: not used")
     group.add_argument("--fast_share", type=float, default=0.0,
                        help="share of the steps that compare frames at half resolution, a quarter of the work")
     group.add_argument("--ema", type=float, default=0.0, help="decay per step of the averaged weights; 0: no average")

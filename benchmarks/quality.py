@@ -77,7 +77,7 @@ GROUPS = {
     **{f"n{n}": Group(f"N = {n}", (n,)) for n in (2, 3, 5, 40)},
     "reversed": Group("reversed order, N = 16", reverse=True),
 }
-METHODS = {  # columns; before the true index come the peers
+METHODS = {  # columns; the peers come before the true index
     "ours": "ours, full",
     "ours_fast": "ours, fast",
     "ours_blend": "ours, full, blend",
