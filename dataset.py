@@ -18,18 +18,10 @@ from torch.utils.data import Dataset, Sampler
 
 from make_datasets.make_dataset import Recipe, focus_positions, match_scenes, random_recipe, synthesize
 from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, smooth_depth
-from utils import (
-    UserError,
-    index_by_stem,
-    list_folders,
-    list_images,
-    luma,
-    pick_pixels,
-    random_generator,
-    read_depth,
-    read_image,
-    read_stack,
-)
+from pictures.listing import index_by_stem, list_images
+from pictures.reading import read_depth, read_image, read_stack
+from pictures.values import luma, pick_pixels
+from utils import UserError, list_folders, random_generator
 
 
 class Key(NamedTuple):

@@ -38,23 +38,19 @@ from tqdm import tqdm
 
 from dataset import focus_target
 from loss import depth_errors
+from pictures.listing import index_by_stem
+from pictures.reading import read_alike, read_depth, read_image
+from pictures.values import colorize, luma, to_uint8
+from pictures.writing import write_image
 from predict_datasets import StackScene, find_scenes, find_truth, score_picture
 from utils import (
     CsvLog,
     HelpFormatter,
     UserError,
     check_apart,
-    colorize,
     command,
-    index_by_stem,
     list_folders,
-    luma,
     open_output,
-    read_alike,
-    read_depth,
-    read_image,
-    to_uint8,
-    write_image,
     write_text,
     written_whole,
 )

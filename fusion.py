@@ -40,18 +40,10 @@ from model import (
     upsample_logits,
     upsample_window,
 )
-from utils import (
-    Page,
-    UserError,
-    available_memory,
-    check_alike,
-    luma,
-    pick_device,
-    pick_pixels,
-    read_image,
-    return_freed_memory,
-    white_level,
-)
+from pictures.listing import Page
+from pictures.reading import check_alike, read_image
+from pictures.values import luma, pick_pixels, white_level
+from utils import UserError, available_memory, pick_device, return_freed_memory
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster

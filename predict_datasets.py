@@ -26,6 +26,9 @@ from dataset import focus_target
 from fusion import fuse_stack, open_model, settings_from
 from loss import depth_errors, image_quality
 from model import StackMFFV2
+from pictures.listing import Page, index_by_stem, list_frames
+from pictures.reading import read_depth, read_image
+from pictures.values import luma
 from predict_one_stack import (
     GO_ON,
     STACK_ERRORS,
@@ -39,17 +42,11 @@ from predict_one_stack import (
 from utils import (
     CsvLog,
     HelpFormatter,
-    Page,
     UserError,
     check_output,
     command,
-    index_by_stem,
     keep_freed_memory,
     list_folders,
-    list_frames,
-    luma,
-    read_depth,
-    read_image,
     start_processes,
     write_together,
 )

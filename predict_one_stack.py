@@ -36,25 +36,13 @@ from fusion import (
     settings_from,
 )
 from model import StackMFFV2
+from pictures.listing import Page, find_stacks, list_frames
+from pictures.metadata import Metadata, read_metadata
+from pictures.reading import read_image
+from pictures.values import colorize, to_uint8
+from pictures.writing import encode_image
 from register_stack import add_preparation_flags, check_flags, prepare_stack
-from utils import (
-    HelpFormatter,
-    Metadata,
-    Page,
-    UserError,
-    check_output,
-    colorize,
-    command,
-    encode_image,
-    find_stacks,
-    keep_freed_memory,
-    list_frames,
-    pick_device,
-    read_image,
-    read_metadata,
-    to_uint8,
-    write_together,
-)
+from utils import HelpFormatter, UserError, check_output, command, keep_freed_memory, pick_device, write_together
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")

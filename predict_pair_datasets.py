@@ -20,9 +20,10 @@ import numpy as np
 
 import predict_datasets
 from model import StackMFFV2
+from pictures.listing import index_by_stem, list_images
 from predict_datasets import KINDS, StackScene, predict_all
 from predict_one_stack import StackResult, fuse_files
-from utils import UserError, command, index_by_stem, list_folders, list_images, natural_key
+from utils import UserError, command, list_folders, natural_key
 
 PAIR_FOLDERS = (("A", "B"), ("imageA", "imageB"), ("source_1", "source_2"))
 

@@ -27,19 +27,11 @@ import numpy as np
 from scipy.optimize import linprog
 from tqdm import tqdm
 
-from utils import (
-    HelpFormatter,
-    UserError,
-    check_alike,
-    check_apart,
-    command,
-    list_images,
-    luma,
-    open_output,
-    read_image,
-    write_image,
-    write_text,
-)
+from pictures.listing import list_images
+from pictures.reading import check_alike, read_image
+from pictures.values import luma
+from pictures.writing import write_image
+from utils import HelpFormatter, UserError, check_apart, command, open_output, write_text
 
 FINE_SIDE, COARSE_SIDE = 2048, 1024  # longest side in pixels at which motion is refined, and at which it is found
 STILL = 0.1  # pixels: a frame whose corners move less stays as it is

@@ -30,20 +30,18 @@ from dataset import EqualFramesSampler, MixedStacks, StackFolder, SyntheticStack
 from loss import depth_errors, focus_loss, image_quality
 from make_datasets.make_dataset import PARTS, Recipe
 from model import ModelConfig, StackMFFV2, count_parameters, load_model, model_checkpoint
+from pictures.values import colorize, pick_pixels, to_uint8
+from pictures.writing import write_image
 from utils import (
     CsvLog,
     HelpFormatter,
     UserError,
-    colorize,
     command,
     keep_freed_memory,
-    pick_pixels,
     random_generator,
     save_checkpoint,
     seed_everything,
     start_processes,
-    to_uint8,
-    write_image,
 )
 
 MAX_SETS = 5

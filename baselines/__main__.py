@@ -22,22 +22,21 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines import BASELINES, Baseline
+from pictures.listing import Page
+from pictures.metadata import Metadata, read_metadata
+from pictures.reading import read_alike
+from pictures.writing import encode_image
 from predict_datasets import StackScene, find_scenes, find_truth, predict_dataset, print_summary
 from predict_one_stack import GO_ON, open_stack, tell
 from utils import (
     CsvLog,
     HelpFormatter,
-    Metadata,
-    Page,
     UserError,
     check_apart,
     check_output,
     command,
-    encode_image,
     keep_freed_memory,
     list_folders,
-    read_alike,
-    read_metadata,
     write_together,
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.fft import dctn
 
 from baselines.rules import open_frames, round_to
-from utils import luma, white_level
+from pictures.values import luma, white_level
 
 BLOCK = 8  # pixels
 

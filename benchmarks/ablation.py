@@ -24,12 +24,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score
+from fusion import fuse_stack, open_model
+from make_datasets.make_dataset import match_scenes
+from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, open_output, write_text
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score  # noqa: E402
-from fusion import fuse_stack, open_model  # noqa: E402
-from make_datasets.make_dataset import match_scenes  # noqa: E402
-from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, open_output, write_text  # noqa: E402
 
 RECIPE = ("--recipe diverse --num_frames 2 40 --ce_weight 0.1 --fusion_weight 0.01 --fast_share 0.9 "
           "--ema 0.99").split()

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks.quality import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.quality import (
     GROUPS,
     Stack,
     add_scene_flags,
@@ -33,9 +32,9 @@ from benchmarks.quality import (  # noqa: E402
     make_stack,
     scene_settings,
 )
-from fusion import fuse_stack, open_model  # noqa: E402
-from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint  # noqa: E402
-from utils import (  # noqa: E402
+from fusion import fuse_stack, open_model
+from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint
+from utils import (
     CsvLog,
     HelpFormatter,
     command,
@@ -44,6 +43,8 @@ from utils import (  # noqa: E402
     save_checkpoint,
     write_text,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 BINS = 20
 FIT_STEP = 10  # every tenth pixel is enough for three numbers

@@ -29,26 +29,27 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from baselines import BASELINES  # noqa: E402
-from benchmarks.quality import read_csv  # noqa: E402
-from benchmarks.speed import PAPER_SIZES, write_stack  # noqa: E402
-from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
-from model import StackMFFV2, count_parameters  # noqa: E402
-from utils import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import BASELINES
+from benchmarks.quality import read_csv
+from benchmarks.speed import PAPER_SIZES, write_stack
+from fusion import FusionSettings, fuse_stack, open_model
+from model import StackMFFV2, count_parameters
+from pictures.listing import list_images
+from pictures.reading import read_image
+from utils import (
     CsvLog,
     HelpFormatter,
     UserError,
     command,
     keep_freed_memory,
-    list_images,
     open_output,
     pick_device,
-    read_image,
     write_text,
     written_whole,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OURS = {"full": "ours, full", "fast": "ours, fast"}  # by FusionSettings.speed
 SIDE = 256  # pixels, of the pictures for which the paper counts multiply-adds

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fusion
+from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score
+from fusion import FusionSettings, fuse_stack, open_model
+from model import StackMFFV2, regress_focus
+from pictures.values import luma
+from utils import HelpFormatter, command, keep_freed_memory
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import fusion  # noqa: E402
-from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score  # noqa: E402
-from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
-from model import StackMFFV2, regress_focus  # noqa: E402
-from utils import HelpFormatter, command, keep_freed_memory, luma  # noqa: E402
 
 HALOS = (0, 4, 8, 16, 32, 64)
 TILE = 96  # pixels: many seams

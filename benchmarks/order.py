@@ -26,10 +26,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from baselines import BASELINES  # noqa: E402
-from benchmarks.quality import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import BASELINES
+from benchmarks.quality import (
     METHODS,
     Group,
     Method,
@@ -46,21 +45,23 @@ from benchmarks.quality import (  # noqa: E402
     scene_settings,
     score,
 )
-from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
-from make_datasets.make_dataset import Recipe  # noqa: E402
-from register_stack import focus_features, focus_signature, order_by_sharpness, rank_agreement  # noqa: E402
-from utils import (  # noqa: E402
+from fusion import FusionSettings, fuse_stack, open_model
+from make_datasets.make_dataset import Recipe
+from pictures.listing import list_images
+from pictures.reading import read_image
+from register_stack import focus_features, focus_signature, order_by_sharpness, rank_agreement
+from utils import (
     CsvLog,
     HelpFormatter,
     command,
     keep_freed_memory,
-    list_images,
     open_output,
     random_generator,
-    read_image,
     write_text,
     written_whole,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # --------------------------------------------------------------------------- the fused picture (Fig. 19)
 

@@ -26,34 +26,30 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from baselines import BASELINES  # noqa: E402
-from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
-from loss import image_quality  # noqa: E402
-from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames  # noqa: E402
-from make_datasets.make_demo import load_motorcycle  # noqa: E402
-from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
-from model import StackMFFV2  # noqa: E402
-from utils import (  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baselines import BASELINES
+from fusion import FusionSettings, fuse_stack, open_model
+from loss import image_quality
+from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames
+from make_datasets.make_demo import load_motorcycle
+from make_datasets.segments_to_depth import planes_from_segments, stretch
+from model import StackMFFV2
+from pictures.reading import read_depth, read_image
+from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
+from pictures.writing import write_image
+from utils import (
     CsvLog,
     HelpFormatter,
     UserError,
-    colorize,
     command,
     keep_freed_memory,
-    luma,
     open_output,
-    pick_pixels,
-    quantize,
     random_generator,
-    read_depth,
-    read_image,
-    to_uint8,
-    write_image,
     write_text,
     write_together,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks.ablation import RECIPE, run_training, train_command  # noqa: E402
-from benchmarks.efficiency import processor_name  # noqa: E402
-from make_datasets.make_dataset import match_scenes  # noqa: E402
-from make_datasets.make_demo import load_motorcycle  # noqa: E402
-from utils import HelpFormatter, command, pick_device, to_uint8, write_image  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.ablation import RECIPE, run_training, train_command
+from benchmarks.efficiency import processor_name
+from make_datasets.make_dataset import match_scenes
+from make_datasets.make_demo import load_motorcycle
+from pictures.values import to_uint8
+from pictures.writing import write_image
+from utils import HelpFormatter, command, pick_device
 
 
 class Mode(NamedTuple):

@@ -19,17 +19,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from make_datasets.sources import check_apart, depth_picture  # noqa: E402
-from utils import (  # noqa: E402
-    HelpFormatter,
-    UserError,
-    command,
-    index_by_stem,
-    open_output,
-    pick_device,
-    read_image,
-    to_uint8,
-    write_image,
-)
+from pictures.listing import index_by_stem
+from pictures.reading import read_image
+from pictures.values import to_uint8
+from pictures.writing import write_image
+from utils import HelpFormatter, UserError, command, open_output, pick_device
 
 
 def load_estimator(name: str, device: str):

@@ -29,17 +29,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import (  # noqa: E402
-    HelpFormatter,
-    UserError,
-    check_apart,
-    natural_key,
-    open_output,
-    read_image,
-    write_image,
-    write_text,
-    written_whole,
-)
+from pictures.reading import read_image
+from pictures.writing import write_image
+from utils import HelpFormatter, UserError, check_apart, natural_key, open_output, write_text, written_whole
 
 Name = PurePosixPath  # a file's place inside its source
 Choose = Callable[[list[Name]], list[Name]]

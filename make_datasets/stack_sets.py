@@ -29,16 +29,11 @@ from make_datasets.sources import (  # noqa: E402
     scene_names,
     source_parser,
 )
-from utils import (  # noqa: E402
-    UserError,
-    check_alike,
-    list_images,
-    quantize,
-    read_alike,
-    read_image,
-    write_image,
-    written_whole,
-)
+from pictures.listing import list_images
+from pictures.reading import check_alike, read_alike, read_image
+from pictures.values import quantize
+from pictures.writing import write_image
+from utils import UserError, written_whole
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack

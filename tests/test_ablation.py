@@ -14,7 +14,8 @@ import train
 from benchmarks import ablation, training
 from benchmarks.ablation import COLUMNS, VARIANTS
 from model import StackMFFV2, model_checkpoint
-from utils import UserError, save_checkpoint, write_image
+from pictures.writing import write_image
+from utils import UserError, save_checkpoint
 
 
 @pytest.fixture

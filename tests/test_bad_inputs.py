@@ -20,7 +20,8 @@ from PIL import Image
 
 import predict_datasets
 import predict_one_stack
-from utils import read_image, write_image
+from pictures.reading import read_image
+from pictures.writing import write_image
 
 
 def cut(path, share=0.5):

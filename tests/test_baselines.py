@@ -15,7 +15,10 @@ from baselines.rules import stronger
 from baselines.selection import block_variance, guided_filter
 from baselines.transforms import dual_tree, inverse_dual_tree
 from loss import image_quality
-from utils import UserError, list_images, read_image, write_image
+from pictures.listing import list_images
+from pictures.reading import read_image
+from pictures.writing import write_image
+from utils import UserError
 
 LIBRARIES = {"cvt": "curvelets", "dwt": "pywt", "dtcwt": "pywt"}
 

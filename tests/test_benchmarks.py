@@ -13,7 +13,9 @@ from benchmarks import efficiency, exactness, order
 from benchmarks.order import Condition, make_arranged
 from benchmarks.quality import Scene, score
 from model import StackMFFV2
-from utils import UserError, pick_pixels, read_image
+from pictures.reading import read_image
+from pictures.values import pick_pixels
+from utils import UserError
 
 MOTORCYCLE = Scene("motorcycle", 0)
 

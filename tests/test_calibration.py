@@ -9,7 +9,7 @@ from benchmarks import calibration
 from benchmarks.calibration import calibration_error, count_pixels, fit_calibration, share_right
 from benchmarks.quality import GROUPS
 from model import load_model
-from utils import read_image
+from pictures.reading import read_image
 
 
 def draw(a, b, c, count=200_000):

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from dataset import EqualFramesSampler, Key, MixedStacks, StackFolder, SyntheticStacks, focus_target, take_subset
 from make_datasets.make_dataset import focus_positions
-from utils import UserError, write_image
+from pictures.writing import write_image
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

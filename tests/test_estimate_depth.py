@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from make_datasets import estimate_depth  # noqa: E402
-from utils import read_image, write_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from pictures.writing import write_image  # noqa: E402
 
 
 def noise(seed, height, width):

@@ -14,7 +14,9 @@ pytest.importorskip("matplotlib")
 import evaluate  # noqa: E402
 from dataset import focus_target  # noqa: E402
 from evaluate import alike_groups, compare_methods, critical_difference, main, measure_against_frames  # noqa: E402
-from utils import colorize, read_image, write_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from pictures.values import colorize  # noqa: E402
+from pictures.writing import write_image  # noqa: E402
 
 SHAPE = (24, 32)
 PSNR1 = 10 * np.log10(255**2)  # of an error of one grey level everywhere

@@ -13,7 +13,11 @@ from conftest import save_png16, save_tiff16
 from PIL import Image, ImageCms
 
 import utils
-from utils import Metadata, Page, UserError, list_frames, list_pages, read_image, read_metadata, write_image
+from pictures.listing import Page, find_stacks, list_frames, list_images, list_pages
+from pictures.metadata import Metadata, read_metadata
+from pictures.reading import read_image
+from pictures.writing import write_image
+from utils import UserError
 
 OME = {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
 
@@ -211,11 +215,11 @@ def test_heic_is_read_with_its_metadata(tmp_path, camera):
 def test_raw_beside_jpeg_is_left_out(tmp_path):
     for name in ("1.jpg", "1.CR2", "2.jpg", "2.CR2"):
         (tmp_path / name).touch()
-    pictures, others = utils.list_images(tmp_path)
+    pictures, others = list_images(tmp_path)
     assert [p.name for p in pictures] == ["1.jpg", "2.jpg"] and [p.name for p in others] == ["1.CR2", "2.CR2"]
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / name).unlink()
-    assert [p.name for p in utils.list_images(tmp_path)[0]] == ["1.CR2", "2.CR2"]
+    assert [p.name for p in list_images(tmp_path)[0]] == ["1.CR2", "2.CR2"]
 
 
 # --------------------------------------------------------------------------- metadata
@@ -296,7 +300,7 @@ def test_every_folder_of_pictures_is_a_stack_once(tmp_path, write_stack):
     (tmp_path / "link").symlink_to(tmp_path / "s10")
     for k in (1, 2):
         tifffile.imwrite(tmp_path / f"z{k}.tif", picture((3, 9, 9)), photometric="minisblack")
-    found = [path.relative_to(tmp_path).as_posix() for path in utils.find_stacks(tmp_path, tmp_path / "out")]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_stacks(tmp_path, tmp_path / "out")]
     assert found == ["z1.tif", "z2.tif", "deep/er/s1", "link", "s9"]  # s10 is link
 
 

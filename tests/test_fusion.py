@@ -18,7 +18,9 @@ import fusion
 from fusion import FrameSource, FusionSettings, Kept, blend_pixels, frame_noise, fuse_stack, plan_memory, smooth_noise
 from make_datasets.make_dataset import synthesize
 from model import load_model
-from utils import UserError, luma, pick_pixels, to_uint8, write_image
+from pictures.values import luma, pick_pixels, to_uint8
+from pictures.writing import write_image
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,11 @@ import pytest
 
 from make_datasets import make_dataset, make_demo, segments_to_depth
 from make_datasets.make_dataset import PARTS, Recipe, focus_positions, random_recipe, synthesize
-from utils import list_images, pick_pixels, random_generator, read_depth, read_image, to_uint8, write_image
+from pictures.listing import list_images
+from pictures.reading import read_depth, read_image
+from pictures.values import pick_pixels, to_uint8
+from pictures.writing import write_image
+from utils import random_generator
 
 
 def scene(shape=(30, 40, 3), seed=0):

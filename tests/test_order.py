@@ -10,6 +10,10 @@ import register_stack
 from benchmarks import order as benchmark
 from make_datasets.make_dataset import Recipe, synthesize
 from make_datasets.make_demo import load_motorcycle
+from pictures.listing import list_images
+from pictures.reading import read_image
+from pictures.values import to_uint8
+from pictures.writing import write_image
 from register_stack import (
     add_preparation_flags,
     focus_features,
@@ -21,7 +25,7 @@ from register_stack import (
     seriate,
     squared_distances,
 )
-from utils import list_images, random_generator, read_image, to_uint8, write_image
+from utils import random_generator
 
 SWEEPS = {
     "algorithm1": (12, Recipe()),

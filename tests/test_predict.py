@@ -17,16 +17,10 @@ import predict_one_stack
 import predict_pair_datasets
 from make_datasets.make_dataset import synthesize
 from model import load_model, model_checkpoint
-from utils import (
-    colorize,
-    luma,
-    pick_pixels,
-    read_depth,
-    read_image,
-    save_checkpoint,
-    to_uint8,
-    write_image,
-)
+from pictures.reading import read_depth, read_image
+from pictures.values import colorize, luma, pick_pixels, to_uint8
+from pictures.writing import write_image
+from utils import save_checkpoint
 
 FILES = ["confidence.png", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png", "fused.png"]
 

@@ -21,7 +21,8 @@ from make_datasets.Cityscapes import prepare as cityscapes  # noqa: E402
 from make_datasets.DIODE import prepare as diode  # noqa: E402
 from make_datasets.DUTS import prepare as duts  # noqa: E402
 from make_datasets.NYU_V2 import prepare as nyu  # noqa: E402
-from utils import UserError, read_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from utils import UserError  # noqa: E402
 
 
 def noise(seed=0, height=20, width=30):

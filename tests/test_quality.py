@@ -17,7 +17,8 @@ from benchmarks import quality  # noqa: E402
 from benchmarks.quality import GROUPS, Group, Scene, make_stack  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, synthesize  # noqa: E402
-from utils import luma, pick_pixels, read_image, to_uint8  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from pictures.values import luma, pick_pixels, to_uint8  # noqa: E402
 
 MOTORCYCLE = Scene("motorcycle", 0)
 SIDE = 64

@@ -11,6 +11,10 @@ from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 import register_stack
 from make_datasets.make_dataset import synthesize
 from make_datasets.make_demo import load_motorcycle
+from pictures.listing import list_images
+from pictures.reading import read_image
+from pictures.values import luma, to_uint8
+from pictures.writing import write_image
 from register_stack import (
     Pair,
     View,
@@ -25,7 +29,6 @@ from register_stack import (
     warp,
     write_aligned,
 )
-from utils import list_images, luma, read_image, to_uint8, write_image
 
 MARGIN = 24
 

@@ -21,8 +21,9 @@ from make_datasets.MobileDepth import prepare as mobile  # noqa: E402
 from make_datasets.NYU_V2 import prepare as nyu  # noqa: E402
 from make_datasets.NYU_V2 import prepare_test as nyu_test  # noqa: E402
 from make_datasets.RoadMF import prepare as road  # noqa: E402
+from pictures.reading import read_depth, read_image, read_stack  # noqa: E402
 from predict_datasets import find_scenes, find_truth  # noqa: E402
-from utils import UserError, read_depth, read_image, read_stack  # noqa: E402
+from utils import UserError  # noqa: E402
 
 
 def noise(seed=0, height=24, width=32):

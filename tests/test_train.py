@@ -14,7 +14,7 @@ import train
 from dataset import Key
 from loss import focus_loss
 from model import StackMFFV2, load_model
-from utils import write_image
+from pictures.writing import write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 

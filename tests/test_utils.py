@@ -10,7 +10,11 @@ from conftest import save_png16, save_tiff16
 from PIL import Image
 
 import utils
-from utils import UserError, read_image, write_image, written_whole
+from pictures.listing import index_by_stem, list_images
+from pictures.reading import read_depth, read_image, read_stack
+from pictures.values import colorize, luma, pick_pixels, to_uint8, white_level
+from pictures.writing import write_image
+from utils import UserError, written_whole
 
 
 def picture(shape=(5, 7, 3), dtype=np.uint8, seed=0):
@@ -44,7 +48,7 @@ def test_images_are_listed_in_order_apart_from_other_and_hidden_files(tmp_path):
     for name in ("10.PNG", "2.jpg", "1.tiff", "notes.txt", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    images, others = utils.list_images(tmp_path)
+    images, others = list_images(tmp_path)
     assert [p.name for p in images] == ["1.tiff", "2.jpg", "10.PNG"]
     assert [p.name for p in others] == ["notes.txt"]
 
@@ -60,7 +64,7 @@ def test_two_pictures_of_one_scene_name_are_refused(tmp_path):
     for name in ("a.png", "a.jpg"):
         write_image(tmp_path / name, picture())
     with pytest.raises(UserError, match=r"a\.png: same scene name as a\.jpg"):
-        utils.index_by_stem(tmp_path)
+        index_by_stem(tmp_path)
 
 
 # --------------------------------------------------------------------------- reading
@@ -170,13 +174,13 @@ def test_pixels_of_other_types_are_refused(tmp_path, dtype):
 
 def test_a_stack_is_read_in_natural_order(tmp_path, write_stack):
     frames = write_stack(tmp_path, num_frames=11, shape=(4, 4))
-    assert np.array_equal(utils.read_stack(tmp_path), frames)
+    assert np.array_equal(read_stack(tmp_path), frames)
 
 
 def test_depth_is_the_share_of_the_bit_depths_range(tmp_path):
     for dtype, high in ((np.uint8, 255), (np.uint16, 65535)):
         write_image(tmp_path / "d.png", np.array([[0, high // 5, high]], dtype))
-        depth = utils.read_depth(tmp_path / "d.png")
+        depth = read_depth(tmp_path / "d.png")
         assert depth.dtype == np.float32
         assert np.allclose(depth, [[0, 0.2, 1]])
 
@@ -184,10 +188,10 @@ def test_depth_is_the_share_of_the_bit_depths_range(tmp_path):
 def test_depth_may_be_grey_stored_as_colour_but_not_colour(tmp_path):
     grey = picture((4, 4))
     write_image(tmp_path / "d.png", np.dstack([grey] * 3))
-    assert np.array_equal(utils.read_depth(tmp_path / "d.png"), grey.astype(np.float32) / 255)
+    assert np.array_equal(read_depth(tmp_path / "d.png"), grey.astype(np.float32) / 255)
     write_image(tmp_path / "d.png", picture((4, 4, 3)))
     with pytest.raises(UserError, match="this one has colours"):
-        utils.read_depth(tmp_path / "d.png")
+        read_depth(tmp_path / "d.png")
 
 
 # --------------------------------------------------------------------------- writing
@@ -233,7 +237,7 @@ def test_a_half_written_picture_is_never_seen_as_one(tmp_path):
     with written_whole(tmp_path / "a.png") as part:
         part.write_bytes(b"half")
         with pytest.raises(UserError, match="no pictures"):
-            utils.list_images(tmp_path)
+            list_images(tmp_path)
 
 
 def test_an_output_directory_is_reopened_with_the_same_settings_only(tmp_path):
@@ -287,35 +291,35 @@ def test_a_log_grows_row_by_row_and_can_go_on(tmp_path):
 def test_luma_is_rec_601(dtype):
     image = picture((6, 8, 3), dtype)
     expected = (image / np.iinfo(dtype).max) @ [0.299, 0.587, 0.114]
-    grey = utils.luma(image)
+    grey = luma(image)
     assert grey.dtype == np.float32
     assert np.allclose(grey, expected, atol=2e-7)
-    assert np.allclose(utils.luma(image[..., 0]), image[..., 0] / np.iinfo(dtype).max, atol=2e-7)
+    assert np.allclose(luma(image[..., 0]), image[..., 0] / np.iinfo(dtype).max, atol=2e-7)
 
 
 def test_luma_of_grey_as_colour_is_that_grey():
     grey = picture((6, 8))
-    assert np.allclose(utils.luma(np.dstack([grey] * 3)), utils.luma(grey), atol=2e-7)
+    assert np.allclose(luma(np.dstack([grey] * 3)), luma(grey), atol=2e-7)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
 def test_pixels_come_from_the_nearest_frame(shape):
     frames = [picture(shape, np.uint16, seed) for seed in range(3)]
     index = np.random.default_rng(0).uniform(-0.49, 2.49, (4, 5)).astype(np.float32)
-    picked = utils.pick_pixels(iter(frames), index)
+    picked = pick_pixels(iter(frames), index)
     assert picked.dtype == np.uint16
     for y, x in np.ndindex(4, 5):
         assert np.array_equal(picked[y, x], frames[round(float(index[y, x]))][y, x])
 
 
 def test_to_uint8_rounds_and_clips():
-    assert utils.to_uint8(np.array([-1, 0, 0.4 / 255, 0.6 / 255, 1, 7])).tolist() == [0, 0, 0, 1, 255, 255]
+    assert to_uint8(np.array([-1, 0, 0.4 / 255, 0.6 / 255, 1, 7])).tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_false_colour_runs_from_blue_to_red():
-    low, high = utils.colorize(np.array([[0.0, 1.0]]))[0].astype(int)
+    low, high = colorize(np.array([[0.0, 1.0]]))[0].astype(int)
     assert low[2] > low[0] and high[0] > high[2]
-    assert np.array_equal(utils.colorize(np.full((1, 1), 0.5)), utils.colorize(np.array([[0, 0.5, 1]]))[:, 1:2])
+    assert np.array_equal(colorize(np.full((1, 1), 0.5)), colorize(np.array([[0, 0.5, 1]]))[:, 1:2])
 
 
 def test_a_generator_belongs_to_its_key():
@@ -359,6 +363,6 @@ def test_jpeg_is_read_as_it_is_stored(tmp_path):
 
 
 def test_white_is_the_full_scale_of_the_bits_in_use():
-    assert utils.white_level(np.array([[3]], np.uint8)) == 255
+    assert white_level(np.array([[3]], np.uint8)) == 255
     for top, white in ((4000, 4095), (4096, 8191), (65535, 65535), (9, 255)):
-        assert utils.white_level(np.array([[0, top]], np.uint16)) == white
+        assert white_level(np.array([[0, top]], np.uint16)) == white

@@ -32,7 +32,8 @@ from make_datasets.sources import (  # noqa: E402
     source_parser,
     write_scenes,
 )
-from utils import UserError, command, read_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from utils import UserError, command  # noqa: E402
 
 SPLITS = {"train": ["train"], "val": ["val"], "test": ["test"], "train_extra": ["train_extra"]}
 PICTURE, DISPARITY = "_leftImg8bit", "_disparity"

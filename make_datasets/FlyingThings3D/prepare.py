@@ -42,7 +42,8 @@ from make_datasets.stack_sets import (  # noqa: E402
     stack_parser,
     write_stacks,
 )
-from utils import UserError, command, read_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from utils import UserError, command  # noqa: E402
 
 SPLITS = {"test": ["TEST", "val", "test"], "train": ["TRAIN", "train"]}
 FRAMES = 15

@@ -45,7 +45,8 @@ from make_datasets.stack_sets import (  # noqa: E402
     stack_parser,
     write_stacks,
 )
-from utils import UserError, command, read_image  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
+from utils import UserError, command  # noqa: E402
 
 FRAMES, WIDTH = 15, 960
 PAIRS = {"im0.png": ("disp0.pfm", "disp0GT.pfm"), "view1.png": ("disp1.png",)}  # left picture: its disparity

@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from make_datasets.sources import Name, Source, open_prepared, scene_names  # noqa: E402
 from make_datasets.stack_sets import Expected, FocalStack, stack_parser, write_stacks  # noqa: E402
-from utils import UserError, command, read_alike  # noqa: E402
+from pictures.reading import read_alike  # noqa: E402
+from utils import UserError, command  # noqa: E402
 
 EXPECTED = Expected((13,), (12, 41))
 CALIBRATED = "calibrated.txt"

@@ -22,7 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from make_datasets.sources import depth_picture, open_prepared, source_parser, write_scenes  # noqa: E402
-from utils import UserError, command, index_by_stem, random_generator, read_depth, read_image  # noqa: E402
+from pictures.listing import index_by_stem  # noqa: E402
+from pictures.reading import read_depth, read_image  # noqa: E402
+from utils import UserError, command, random_generator  # noqa: E402
 
 CROP = (460, 620)  # height, width without the border
 TOTAL, VAL = 1449, 100

@@ -34,7 +34,9 @@ from make_datasets.stack_sets import (  # noqa: E402
     stack_parser,
     write_stacks,
 )
-from utils import IMAGE_SUFFIXES, UserError, command, index_by_stem, read_alike, read_depth, read_image  # noqa: E402
+from pictures.listing import IMAGE_SUFFIXES, index_by_stem  # noqa: E402
+from pictures.reading import read_alike, read_depth, read_image  # noqa: E402
+from utils import UserError, command  # noqa: E402
 
 SCENES, FRAMES = (80,), 20
 NEAR, FAR, TRUTH = "foreground", "background", "truth"
