@@ -21,6 +21,7 @@ ALLOWED = {  # what a room may import of ours, besides itself
     "dataset": {"make_datasets", "pictures", "utils"},
     "training": {"dataset", "model", "outputs", "pictures", "utils"},
     "train": {"dataset", "loss", "model", "pictures", "training", "utils"},
+    "stackmff_v1": {"dataset", "loss", "model", "pictures", "training", "utils"},
     "evaluation": {"dataset", "loss", "outputs", "pictures", "utils"},
     "evaluate": {"evaluation", "outputs", "utils"},
     "prediction": {"dataset", "evaluation", "fusion", "loss", "model", "outputs", "pictures", "preparation",
