@@ -24,7 +24,9 @@ import numpy as np
 from fusion import open_model
 from model import StackMFFV2
 from outputs import check_output, write_together
+from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
+from pictures.profiles import with_one_profile
 from prediction.overview import make_overview
 from prediction.stack import (
     GO_ON,
@@ -127,12 +129,15 @@ def fuse_one(stack: Path, output: Path, model: StackMFFV2, args: argparse.Namesp
 def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
     frames = open_stack(stack)
-    source = FrameSource(frames, progress=True)
+    check_headers(frames)
+    one_profile, converted = with_one_profile(frames)
+    source = FrameSource(one_profile, progress=True)
     for _ in source.read_all("checking"):
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": round(estimate_memory(source, args), 2), "notices": describe_duplicates(frames, source)}
+            "memory_gib": round(estimate_memory(source, args), 2),
+            "notices": converted + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def main(argv=None) -> int:
     with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
         prepared = prepare_stack(frames, args, Path(folder), progress=True)
         for name, frame in zip(output_names(frames, prepared.order), prepared.frames, strict=True):
-            if Path(frame).parent == Path(folder):
+            if isinstance(frame, Path) and frame.parent == Path(folder):
                 os.replace(frame, output / name)
             else:
                 write_image(output / name, read_image(frame))

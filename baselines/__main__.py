@@ -26,6 +26,7 @@ from evaluation.sets import StackScene, find_scenes, find_truth
 from outputs import CsvLog, check_apart, check_output, write_together
 from pictures.listing import Page
 from pictures.metadata import Metadata, read_metadata
+from pictures.profiles import with_one_profile
 from pictures.reading import read_alike
 from pictures.writing import encode_image
 from prediction.datasets import predict_dataset, print_summary
@@ -47,7 +48,10 @@ def fuse_to_file(method: Baseline, paths: Sequence[Path | Page], fused_path: Pat
                  progress: bool = False) -> float:
     """Fuse frames into a file, and write the focus index if its place is given. Returns the seconds of fusing."""
     begin = time.perf_counter()
-    frames, index = FrameFiles(paths, progress), None
+    one_profile, notices = with_one_profile(paths)
+    for notice in notices:
+        tell(notice)
+    frames, index = FrameFiles(one_profile, progress), None
     if depth_path:
         fused, index = method.fuse_index(frames)
     else:

@@ -251,8 +251,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
     files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
     files.add_argument("--output_dir", required=True,
-                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png, 16 bit: the depth "
-                            "of the focus index in that stack, which train.py and evaluate.py read as the truth")
+                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png (16 bit: the "
+                            "depth of that stack's focus index, which train.py and evaluate.py read as the truth)")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     stacks = parser.add_argument_group("stacks")
     stacks.add_argument("--num_frames", type=int, nargs="+", default=[8, 12, 16, 20, 24],

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fusion import fuse_stack
 from model import StackMFFV2
+from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -95,6 +96,7 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
     1 at the last. Raises UserError if a frame cannot be read or does not go with the others.
     """
     frames = list(frames)
+    check_headers(frames)
     if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
     with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:

@@ -11,7 +11,6 @@ from pictures.values import luma
 from preparation.frames import corners, transform_points
 from utils import UserError
 
-
 BRIGHT, GROUND = -1, -2  # a side without margin: the picture reaches it; dark, but by no border
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from pictures.headers import check_headers
+from pictures.profiles import with_one_profile
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.chain import describe_frames, register
@@ -51,15 +53,18 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False) -> Prepared:
-    """Order, align and equalise a stack as the flags of `add_preparation_flags` say.
+    """Order, align and equalise a stack as the flags of `add_preparation_flags` say; colours to one ICC profile.
 
     frames: what `read_image` reads, in the order of their names. If pixels must change, all frames are written into
     `folder` as 00001.png .. in focal order; else the frames given are returned. At most three are in memory.
-    Raises UserError if the frames differ in size or type, do not overlap, or do not fit the transforms loaded.
+    Raises UserError if the frames differ in size or type, or in ICC profiles that cannot be converted, do not overlap,
+    or do not fit the transforms loaded.
     """
     check_flags(args)
-    frames = list(frames)
+    check_headers(frames)
+    frames, converted = with_one_profile(frames)
     order, report = find_order(frames, args.order, progress)
+    report["notices"] += converted
     report |= {"register": args.register, "model": args.model, "match_exposure": args.match_exposure}
     if args.keep_borders:
         report["black_margins"] = [0] * 4

@@ -288,8 +288,9 @@ def test_the_script_writes_stacks_depth_maps_and_pictures(photos, run):
         assert np.array_equal(pick_pixels(frames, index), read_image(source))
 
 
-@pytest.mark.parametrize("sweep", [(), ("--before", 3), ("--before", -2, "--after", -1), ("--before", 1.4, "--after", 2.3),
-                                   ("--uneven", 0.6), ("--before", 2, "--after", 1, "--uneven", 0.5)])
+@pytest.mark.parametrize("sweep", [(), ("--before", 3), ("--before", -2, "--after", -1),
+                                   ("--before", 1.4, "--after", 2.3), ("--uneven", 0.6),
+                                   ("--before", 2, "--after", 1, "--uneven", 0.5)])
 @pytest.mark.parametrize("lens", [(), ("--continuous",), ("--continuous", "--occlusion", "--psf", "disc")])
 @pytest.mark.parametrize("n", [5, 24])
 def test_the_target_that_training_reads_is_the_focus_index_of_the_stack(photos, run, monkeypatch, sweep, lens, n):
