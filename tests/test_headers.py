@@ -28,7 +28,8 @@ def save_huge_png(path, side=20_000):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1 + 3 * side))) + chunk(b"IEND", b""))
+    rows = zlib.compress(bytes(1 + 3 * side))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
 def test_a_huge_stray_is_refused_before_anything_is_decoded(tmp_path, write_stack, weights, run, monkeypatch):
