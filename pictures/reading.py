@@ -50,7 +50,8 @@ def read_image(frame: str | Path | Page | Recoloured) -> np.ndarray:
 
 
 def _read_8_bit(path: Path, page: int) -> np.ndarray:
-    with Image.open(path) as picture:
+    # not by its name: Pillow would map a raw TIFF into memory, and then turns it by EXIF to a picture of mixed up rows
+    with path.open("rb") as file, Image.open(file) as picture:
         if page:
             picture.seek(page)
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
