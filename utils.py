@@ -44,8 +44,8 @@ def number(kind: type[int] | type[float], low: float, high: float, above: bool =
 
     Whatever is not finite is refused.
     """
-    noun = "a whole number" if kind is int else "a number"
-    must = f"{noun} {'above' if above else 'from'} {low:g} {'up to' if above else 'to'} {high:g}"
+    words = ("a whole number", "d") if kind is int else ("a number", "g")
+    must = f"{words[0]} {'above' if above else 'from'} {low:{words[1]}} {'up to' if above else 'to'} {high:{words[1]}}"
 
     def convert(text: str) -> float:
         try:
@@ -69,6 +69,12 @@ def boolean(text: str) -> bool:
 
 
 SEED = number(int, 0, 2**32 - 1)  # the type of --seed
+COUNT = number(int, 1, 10**6)  # of scenes, epochs, stacks per step
+FRAMES = number(int, 1, 10_000)  # of a stack
+WORKERS = number(int, 0, 1024)  # processes that load
+SIDE = number(int, 1, 1 << 16)  # of pictures, pixels
+SHARE = number(float, 0, 1)
+MEMORY = number(float, 0, 1e6, above=True)  # GiB
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

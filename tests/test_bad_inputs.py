@@ -319,16 +319,6 @@ def no_such_device(case):
     return "--device abacus: "
 
 
-def no_memory(case):
-    case.options["--max_memory"] = 0
-    return "--max_memory and --tile: a number above 0"
-
-
-def negative_tile(case):
-    case.options["--tile"] = -1
-    return "--max_memory and --tile: a number above 0"
-
-
 def output_is_a_file(case):
     case.output.write_text("precious")
     return f"{case.output}: is a file; give another output directory"
@@ -354,11 +344,6 @@ def disk_is_full(case):
     return "cannot be written (No space left on device)"
 
 
-def no_quality(case):
-    case.options["--quality"] = 0
-    return "--quality: a number from 1 to 100"
-
-
 def two_orders(case):
     case.options |= {"--order": "auto", "--reverse": None}
     return "--reverse and --order auto exclude each other"
@@ -373,9 +358,8 @@ INPUTS = [frames_gone, only_other_files, truncated_png, truncated_first_png, tru
           heic_without_its_package, jpeg_results_of_16_bit]
 SETTINGS = [weights_gone, weights_are_a_folder, weights_are_text, weights_are_empty, weights_are_truncated,
             weights_of_another_network, weights_with_a_part_missing, weights_of_another_config, weights_are_a_list,
-            weights_are_a_pickled_object, weights_are_a_plain_pickle, cuda_is_not_there, no_such_device, no_memory,
-            negative_tile, output_is_a_file, output_is_below_a_file, output_is_read_only, disk_is_full, no_quality,
-            two_orders]
+            weights_are_a_pickled_object, weights_are_a_plain_pickle, cuda_is_not_there, no_such_device,
+            output_is_a_file, output_is_below_a_file, output_is_read_only, disk_is_full, two_orders]
 
 
 class Case:
@@ -628,6 +612,10 @@ def test_a_root_without_datasets(tmp_path, run, weights, make, words):
     (predict_one_stack.main, (), "--input_dir"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--speed", "ludicrous"), "--speed"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--tile", "big"), "--tile"),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--tile", "1"), "--tile: 1: a whole"),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--max_memory", "0"), "--max_memory: 0: "),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--quality", "0"), "--quality: 0: "),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--smooth", "100000"), "--smooth: 100000: "),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--colour"), "--colour"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--output_format", "gif"), "--output_format"),
     (predict_datasets.main, ("--test_root", "a"), "--output_dir"),

@@ -191,7 +191,7 @@ def test_weights_that_are_none_are_an_error_in_one_line(run, tmp_path):
 def test_exactness_refuses_a_side_below_1(capsys):
     with pytest.raises(SystemExit):
         exactness.parse_args(["--max_side", "0"])
-    assert "--max_side: a number above 0" in capsys.readouterr().err
+    assert "--max_side: 0: a whole number from 1" in capsys.readouterr().err
 
 
 def test_tiles_with_the_whole_halo_change_nothing(run, weights):
