@@ -32,7 +32,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import BASELINES
 from benchmarks.quality import read_csv
-from benchmarks.speed import PAPER_SIZES, write_stack
+from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
 from model import StackMFFV2, count_parameters
 from outputs import CsvLog, open_output, write_text, written_whole
@@ -223,14 +223,6 @@ def draw_flops(path: Path) -> None:
 
 def title(method: str) -> str:
     return OURS[method] if method in OURS else BASELINES[method].title
-
-
-def stack_size(text: str) -> str:
-    """Check NxWIDTHxHEIGHT."""
-    numbers = text.split("x")
-    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text}: expected FRAMESxWIDTHxHEIGHT, such as 15x960x540")
-    return text
 
 
 def parse_args(argv=None) -> argparse.Namespace:
