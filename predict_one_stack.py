@@ -39,7 +39,7 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
-from utils import Parser, UserError, command, keep_freed_memory, number
+from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
 
 # --------------------------------------------------------------------------- command line
 
@@ -66,19 +66,26 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 @command
 def main(argv=None) -> int:
-    args = parse_args(argv)
-    keep_freed_memory()
     summary: dict[str, Any] = {"stacks": []}
+    as_json = any(len(flag) > 2 and "--json".startswith(flag) for flag in (sys.argv[1:] if argv is None else argv))
     try:
+        args = parse_args(argv)
+        keep_freed_memory()
         return fuse_all(args, summary)
     except KeyboardInterrupt:
         summary["error"] = "interrupted"
         raise KeyboardInterrupt(GO_ON) from None
-    except UserError as error:
-        summary["error"] = str(error)
+    except WrongFlags as wrong:
+        summary["error"] = wrong.reason
+        raise
+    except SystemExit:  # --help
+        as_json = False
+        raise
+    except Exception as error:
+        summary["error"] = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise
     finally:
-        if args.json:
+        if as_json:
             print(json.dumps(summary, indent=1, default=str))
 
 
