@@ -5,9 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+
+import training
+from utils import UserError
 
 
 @pytest.fixture
@@ -56,3 +60,15 @@ def test_two_machines_share_the_scenes_of_a_test_root(port, write_stack, weights
         assert [row["scene"] for row in rows(tmp_path / "out" / name / "scores.csv")] == found
     summary = rows(tmp_path / "out" / "summary.csv")
     assert [(row["dataset"], row["scenes"]) for row in summary] == [("A", "3"), ("B", "1")]
+
+
+def test_a_training_does_not_go_on_from_checkpoints_that_differ_between_machines(monkeypatch, tmp_path):
+    """A folder that is not shared: one machine has the checkpoint and the other begins."""
+    begins = SimpleNamespace(epoch=0, step=0)
+    training.check_same_start(begins, tmp_path)  # alone
+    monkeypatch.setattr(training.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(training.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(training.dist, "all_gather_object", lambda parts, mine: parts.__setitem__(0, (1, 0)))
+    training.check_same_start(SimpleNamespace(epoch=1, step=0), tmp_path)
+    with pytest.raises(UserError, match="--save_dir that they share"):
+        training.check_same_start(begins, tmp_path)
