@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPT = re.compile(r"(?:python|torchrun)\b.*?(?:-m (\w+)|([\w/]+)\.py)")
+SCRIPT = re.compile(r"(?:python|torchrun)\b.*?(?:-m ([\w.]+)|([\w/]+)\.py)")
 
 
 def name_of(page):
