@@ -39,6 +39,7 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
+from streaming.memory import GIB
 from utils import HelpFormatter, UserError, command, keep_freed_memory
 
 # --------------------------------------------------------------------------- command line
@@ -132,7 +133,8 @@ def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": round(estimate_memory(source, args), 2), "notices": describe_duplicates(frames, source)}
+            "memory_gib": round(estimate_memory(source, args).needed / GIB, 2),
+            "notices": describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
 from model import StackMFFV2
 from streaming.settings import FusionSettings, picture_step
-from utils import UserError, available_memory
+from utils import UserError, available_memory, describe_bytes, local_processes, temporary_place
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
@@ -31,12 +33,7 @@ class Kept:
         if not in_file:
             self.tensor = torch.empty(*shape, dtype=dtype, device=device)
             return
-        size = math.prod(shape) * dtype.itemsize
-        self.file = tempfile.TemporaryFile(prefix="stackmff_")
-        if size > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise UserError(f"{tempfile.gettempdir()}: {size / GIB:.0f} GiB needed for temporary files; "
-                            "set TMPDIR to a larger disk, or raise --max_memory")
-        self.file.truncate(size)
+        self.file = reserved_file(math.prod(shape) * dtype.itemsize)
         numpy_type = np.float16 if dtype == torch.float16 else np.uint8 if dtype == torch.uint8 else np.float32
         self.map = np.memmap(self.file, dtype=numpy_type, mode="r+", shape=tuple(shape))
         self.tensor = torch.from_numpy(self.map)
@@ -53,6 +50,41 @@ class Kept:
         self.tensor = self.map = None
 
 
+def reserved_file(size: int) -> BinaryIO:
+    """Return an open temporary file of `size` bytes that lie on the disk.
+
+    Without that a disk that becomes full, by another program perhaps, kills this one at its next access (SIGBUS).
+    Raises UserError if there is no room.
+    """
+    place = temporary_place()
+    file = tempfile.TemporaryFile(prefix="stackmff-", dir=place)
+    try:
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise OSError(errno.ENOSPC, f"{describe_bytes(free)} free")
+        reserve(file, size)
+    except OSError as error:
+        file.close()
+        raise UserError(f"{place}: {describe_bytes(size)} needed for temporary files ({error.strerror}); set TMPDIR to "
+                        "a larger disk, or raise --max_memory") from None
+    return file
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give an empty file its size on the disk, by the system's means or, where it has none, by zeros."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # this kind of disk cannot
+                raise
+    zeros = bytes(min(size, 1 << 20))
+    for start in range(0, size, len(zeros)):
+        file.write(zeros[: size - start])
+    file.flush()
+
+
 class Budget(NamedTuple):
     """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
 
@@ -61,6 +93,7 @@ class Budget(NamedTuple):
     probabilities_in_file: bool
     tile: int
     needed: float  # bytes; more than allowed if one frame needs that much
+    allowed: float  # bytes
     halo: int  # pixels of the recurrent stage
 
 
@@ -78,11 +111,11 @@ def card_memory(device: torch.device) -> int | None:
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
                 card: int | None = None) -> Budget:
-    """Fit the passes into `settings.max_memory`, and into the free bytes of a graphics card.
+    """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
     The sizes follow from the tensors' shapes.
     """
-    limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
+    limit = (settings.max_memory * GIB if settings.max_memory else available_memory() / 2) / local_processes()
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
@@ -105,4 +138,5 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
         tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
-    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit,
+                  min(halo, 2 * num_frames))

@@ -52,7 +52,7 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
                        help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
     group.add_argument("--max_memory", type=float, metavar="GB",
-                       help="budget of main memory; default: half of what is free")
+                       help="budget of main memory for all processes of this machine; default: half of what is free")
     group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
 
 
