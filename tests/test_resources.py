@@ -51,21 +51,16 @@ def small_disk(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------- a full disk
 
 
-def fill(shape):
-    kept = Kept(shape, torch.float32, in_file=True)
-    kept.tensor[:] = 1
-    return kept
-
-
 def test_two_runs_that_share_a_small_disk_do_not_kill_each_other(small_disk):
     """Not in this process: what is tested against is a signal that ends it."""
     def both():
-        first = fill((150, 1024))
+        first = Kept((150, 1024), torch.float32, in_file=True)
         try:
-            fill((150, 1024))
+            second = Kept((150, 1024), torch.float32, in_file=True)
         except UserError as error:
-            first.tensor[:] = 2
+            first.tensor[:] = 1
             os._exit(7 if str(small_disk) in str(error) and "set TMPDIR" in str(error) else 8)
+        first.tensor[:] = second.tensor[:] = 1
         os._exit(9)
 
     child = multiprocessing.get_context("fork").Process(target=both)
