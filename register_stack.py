@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outputs import check_apart, open_output, temporary_folder, write_text
+from outputs import check_apart, open_output, write_text
 from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from temporary import temporary_folder
 from utils import HelpFormatter, command
 
 # --------------------------------------------------------------------------- focal order

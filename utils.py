@@ -10,7 +10,6 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -124,14 +123,6 @@ def optional_package(package: str, what: str, path: Path):
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
         raise UserError(f"{path}: {what} needs {package}: pip install -r requirements-formats.txt") from None
-
-
-def temporary_place() -> Path:
-    """Return the folder of temporary files. Raises UserError if TMPDIR names one that cannot be used."""
-    named = os.environ.get("TMPDIR")
-    if named and not (os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK)):
-        raise UserError(f"TMPDIR is {named}: no folder that can be written to; make it, or name another one")
-    return Path(tempfile.gettempdir())
 
 
 def describe_bytes(size: float) -> str:

@@ -33,11 +33,12 @@ from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_f
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
 from model import StackMFFV2
-from outputs import CsvLog, open_output, temporary_folder, write_text, write_together
+from outputs import CsvLog, open_output, write_text, write_together
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
 from streaming.settings import FusionSettings
+from temporary import temporary_folder
 from utils import HelpFormatter, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,9 +28,9 @@ from benchmarks.ablation import RECIPE, run_training, train_command
 from benchmarks.efficiency import processor_name
 from make_datasets.make_dataset import match_scenes
 from make_datasets.make_demo import load_motorcycle
-from outputs import temporary_folder
 from pictures.values import to_uint8
 from pictures.writing import write_image
+from temporary import temporary_folder
 from utils import HelpFormatter, command, pick_device
 
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from fusion import fuse_stack
 from model import StackMFFV2
-from outputs import temporary_folder
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -26,6 +25,7 @@ from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
 from streaming.memory import Budget, card_memory, plan_memory
 from streaming.settings import add_fusion_flags, settings_from
+from temporary import temporary_folder
 from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, pick_device
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from model import StackMFFV2
 from streaming.settings import FusionSettings, picture_step
-from utils import UserError, available_memory, describe_bytes, local_processes, temporary_place
+from temporary import reserved_file
+from utils import available_memory, local_processes
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
@@ -48,41 +45,6 @@ class Kept:
         if self.map is not None:
             self.file.close()
         self.tensor = self.map = None
-
-
-def reserved_file(size: int) -> BinaryIO:
-    """Return an open temporary file of `size` bytes that lie on the disk.
-
-    Without that a disk that becomes full, by another program perhaps, kills this one at its next access (SIGBUS).
-    Raises UserError if there is no room.
-    """
-    place = temporary_place()
-    file = tempfile.TemporaryFile(prefix="stackmff-", dir=place)
-    try:
-        free = shutil.disk_usage(place).free
-        if size > free:
-            raise OSError(errno.ENOSPC, f"{describe_bytes(free)} free")
-        reserve(file, size)
-    except OSError as error:
-        file.close()
-        raise UserError(f"{place}: {describe_bytes(size)} needed for temporary files ({error.strerror}); set TMPDIR to "
-                        "a larger disk, or raise --max_memory") from None
-    return file
-
-
-def reserve(file: BinaryIO, size: int) -> None:
-    """Give an empty file its size on the disk, by the system's means or, where it has none, by zeros."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # this kind of disk cannot
-                raise
-    zeros = bytes(min(size, 1 << 20))
-    for start in range(0, size, len(zeros)):
-        file.write(zeros[: size - start])
-    file.flush()
 
 
 class Budget(NamedTuple):

@@ -16,11 +16,12 @@ import torch
 
 import outputs
 import predict_one_stack
-from outputs import clean_leftovers, open_output, temporary_folder, write_text, written_whole
+from outputs import open_output, write_text, written_whole
 from pictures.writing import write_image
 from prediction.stack import tell_once
-from streaming.memory import GIB, Kept, plan_memory, reserved_file
+from streaming.memory import GIB, Kept, plan_memory
 from streaming.settings import FusionSettings
+from temporary import clean_leftovers, reserved_file, temporary_folder, this_system
 from utils import UserError, calculates_in_bfloat16, describe_bytes
 
 
@@ -197,7 +198,8 @@ def test_sizes_are_never_nothing():
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from outputs import temporary_folder, written_whole
+from outputs import written_whole
+from temporary import temporary_folder
 with temporary_folder() as first, temporary_folder({place!r}) as second, \\
         written_whole({place!r} + "/a.png") as third, written_whole({place!r} + "/scene") as fourth:
     (first / "x").touch(), (second / "x").touch(), third.touch(), fourth.mkdir(), (fourth / "1.png").touch()
@@ -250,7 +252,7 @@ def test_leftovers_of_another_machine_are_removed_when_they_are_old(tmp_path):
 def test_a_run_killed_before_it_kept_its_settings_can_begin_again(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (tmp_path / f".stackmff-{outputs.this_system()}-{gone.pid}-0.part.json").write_text("{")
+    (tmp_path / f".stackmff-{this_system()}-{gone.pid}-0.part.json").write_text("{")
     assert open_output(tmp_path, {"a": 1}) == tmp_path
 
 
