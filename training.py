@@ -242,6 +242,7 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     run = Run(task, args, device)
     if last.is_file():
         run.restore(last, device, args.lr_decay)
+    check_same_start(run, last)
     folder.mkdir(parents=True, exist_ok=True)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
     if is_main():
@@ -290,6 +291,16 @@ def cut_log(path: Path, epoch: int) -> None:
             for row in rows:
                 log.write(row)
             part.touch()
+
+
+def check_same_start(run: Run, last: Path) -> None:
+    """Raise UserError unless all processes begin at the same step: each reads the checkpoint from its own machine."""
+    starts: list = [(run.epoch, run.step)]
+    if dist.is_initialized():
+        starts *= dist.get_world_size()
+        dist.all_gather_object(starts, (run.epoch, run.step))
+    if len(set(starts)) > 1:
+        raise UserError(f"{last}: not the same on all machines; give a --save_dir that they share")
 
 
 def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: EqualFramesSampler,

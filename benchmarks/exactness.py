@@ -49,8 +49,8 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
             logits.append(tile_logits)
             return regress_focus(tile_logits, *others)
 
-        with mock.patch("fusion.halo_of", lambda _, halo=halo: halo), \
-             mock.patch.multiple("streaming.passes", regress_focus=keep, STRIP_MEMORY=GIB):  # a tile at once
+        with mock.patch.multiple("streaming.passes", halo_of=lambda _, halo=halo: halo, regress_focus=keep,
+                                 STRIP_MEMORY=GIB):  # a tile at once
             index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
         whole = torch.cat([torch.cat(logits[k : k + across], dim=3) for k in range(0, len(logits), across)], dim=2)
         yield float((np.rint(index) != nearest).mean()), float((whole - plain.logits).abs().max())

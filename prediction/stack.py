@@ -113,7 +113,8 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
     with temporary_folder() as folder:
         prepared = prepare_stack(frames, args, folder, progress)
         source = FrameSource(prepared.frames, progress)
-        say_if_exceeded(source, args)
+        if model.network == "stackmff_v2":
+            say_if_exceeded(source, args)
         result = fuse_stack(source, model, settings_from(args, progress))
     order = np.array(prepared.order)
     report = dict(prepared.report)

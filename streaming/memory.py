@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,20 @@ class Kept:
         self.tensor = self.map = None
 
 
+@dataclass
+class FocusMaps:
+    """What a network finds in a stack: maps (H, W) float32, and P where frames are to be mixed."""
+
+    index: np.ndarray  # focus index in frames, 0..N-1
+    confidence: np.ndarray | None  # 0..1; None from a network that has none
+    probabilities: Kept | None  # softened, uint8 (N, H, W)
+    painted: np.ndarray | None = None  # luma 0..1, of a network that paints
+
+    def close(self) -> None:
+        if self.probabilities:
+            self.probabilities.close()
+
+
 class Budget(NamedTuple):
     """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
 
@@ -71,13 +86,18 @@ def card_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
+def memory_limit(settings: FusionSettings) -> float:
+    """Return the bytes of main memory that this process may use: of a budget its share with the machine's others."""
+    return (settings.max_memory * GIB if settings.max_memory else available_memory() / 2) / local_processes()
+
+
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
                 card: int | None = None) -> Budget:
     """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
     The sizes follow from the tensors' shapes.
     """
-    limit = (settings.max_memory * GIB if settings.max_memory else available_memory() / 2) / local_processes()
+    limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture

@@ -15,7 +15,7 @@ from utils import UserError
 @dataclass(frozen=True)
 class FusionSettings:
     speed: str = "full"  # fast: the frames are compared at half resolution
-    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by a softened P
+    sampling: str = "nearest"  # or blend: mixed by a softened P; or painted: the luma that V1 paints
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
@@ -24,7 +24,8 @@ class FusionSettings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend"), "precision": ("full", "reduced")}
+        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend", "painted"),
+                   "precision": ("full", "reduced")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
@@ -43,8 +44,9 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
     group.add_argument("--speed", choices=("full", "fast"), default=FusionSettings.speed,
                        help="fast compares the frames at half resolution")
-    group.add_argument("--sampling", choices=("nearest", "blend"), default=FusionSettings.sampling,
-                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
+    group.add_argument("--sampling", choices=("nearest", "blend", "painted"), default=FusionSettings.sampling,
+                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks; painted: "
+                            "the luma that StackMFF V1 paints")
     group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
                        help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
     group.add_argument("--compile", action="store_true",
