@@ -77,21 +77,13 @@ def is_left(path: Path, system: str, process: int) -> bool:
 # --------------------------------------------------------------------------- files and folders
 
 
-def temporary_place() -> Path:
-    """Return the folder of temporary files. Raises UserError if TMPDIR names one that cannot be used."""
-    named = os.environ.get("TMPDIR")
-    if named and not (os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK)):
-        raise UserError(f"TMPDIR is {named}: no folder that can be written to; make it, or name another one")
-    return Path(tempfile.gettempdir())
-
-
 @contextlib.contextmanager
 def temporary_folder(directory: str | Path | None = None) -> Iterator[Path]:
     """Yield a new folder among the temporary files, or hidden in `directory`; removed at the end.
 
     Raises UserError if the disk of temporary files becomes full.
     """
-    place = temporary_place() if directory is None else Path(directory)
+    place = Path(tempfile.gettempdir()) if directory is None else Path(directory)
     clean_leftovers(place)
     with temporary_name() as name:
         folder = place / (name if directory is None else f".{name}")
@@ -118,7 +110,7 @@ def reserved_file(size: int) -> BinaryIO:
     Without that a disk that becomes full, by another program perhaps, kills this one at its next access (SIGBUS).
     Raises UserError if there is no room.
     """
-    place = temporary_place()
+    place = Path(tempfile.gettempdir())
     file = tempfile.TemporaryFile(prefix="stackmff-", dir=place)
     try:
         free = shutil.disk_usage(place).free

@@ -27,7 +27,7 @@ from pictures.values import luma
 from streaming.memory import GIB
 from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
-from utils import HelpFormatter, command, keep_freed_memory
+from utils import SIDE, Parser, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,16 +57,13 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
     parser.add_argument("--published", metavar="PATH", help="also the authors' weights")
     parser.add_argument("--stacks", nargs="+", choices=list(GROUPS), default=list(STACKS), metavar="GROUP",
                         help="stacks of benchmarks/quality.py")
-    parser.add_argument("--max_side", type=int, default=320, metavar="PIXELS", help="cut the picture")
-    args = parser.parse_args(argv)
-    if args.max_side < 1:
-        parser.error("--max_side: a number above 0")
-    return args
+    parser.add_argument("--max_side", type=SIDE, default=320, metavar="PIXELS", help="cut the picture")
+    return parser.parse_args(argv)
 
 
 @command

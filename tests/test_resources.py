@@ -125,14 +125,6 @@ def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path):
     assert str(tmp_path / "folder") in str(error.value) and "stackmff-" not in str(error.value)
 
 
-def test_a_folder_of_temporary_files_that_is_none_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="TMPDIR is .*nowhere"), temporary_folder():
-        pass
-    with pytest.raises(UserError, match="TMPDIR is .*nowhere"):
-        Kept((1, 2, 3), torch.float32, in_file=True)
-
-
 # --------------------------------------------------------------------------- memory
 
 
