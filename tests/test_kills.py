@@ -1,17 +1,20 @@
 """Programs killed at random moments (SIGKILL): the next run ends as if nothing had happened.
 
-Three kills each; the environment variable STACKMFF_KILLS asks for more.
+Each is killed twice after a random time and twice before a random change of its output folder; the environment
+variable STACKMFF_KILLS asks for another number of each.
 """
 
 import csv
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,19 +30,36 @@ import training
 from make_datasets import make_dataset
 from pictures.writing import write_image
 
-KILLS = int(os.environ.get("STACKMFF_KILLS", 3))
+KILLS = int(os.environ.get("STACKMFF_KILLS", 2))
 PROGRAMS = {module.__name__.split(".")[-1]: module for module in (predict_datasets, predict_one_stack, register_stack,
                                                                   train, make_dataset)}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with torch loaded")
 
 
-def call(program, arguments, temporary, log):
-    """Run a program in a process of its own, which has everything imported already."""
-    os.environ["TMPDIR"] = temporary
+def call(program, arguments, folder, output, last_change):
+    """Run a program in a process of its own, which has everything imported already.
+
+    last_change: which change below the output ends the process before it is made. Writes how many there were.
+    """
+    os.environ["TMPDIR"] = f"{folder}/temporary"
     for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    sys.exit(PROGRAMS[program].main(arguments))
+        os.dup2(os.open(f"{folder}/log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    changes = []
+
+    def watch(event, values):
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            path = values[event == "os.rename"]  # the new name
+            written = event != "open" or values[2] & (os.O_WRONLY | os.O_RDWR)
+            if written and isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(output):
+                changes.append(event)
+                if len(changes) == last_change:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    code = PROGRAMS[program].main(arguments)
+    Path(folder, "changes.txt").write_text(str(len(changes)))
+    sys.exit(code)
 
 
 class Runner:
@@ -50,12 +70,11 @@ class Runner:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["test_kills"])
 
-    def run(self, program, arguments, seconds=None):
-        """Returns the exit code; kills it after the seconds given."""
-        temporary = self.folder / "temporary"
-        temporary.mkdir(exist_ok=True)
-        process = self.context.Process(target=call, args=(program, [str(a) for a in arguments], str(temporary),
-                                                          str(self.folder / "log.txt")))
+    def run(self, program, arguments, output, seconds=None, change=None):
+        """Returns the exit code; kills it after the seconds, or before the change of its output, that are given."""
+        (self.folder / "temporary").mkdir(exist_ok=True)
+        process = self.context.Process(target=call, args=(program, [str(a) for a in arguments(output)],
+                                                          str(self.folder), str(output), change))
         process.start()
         process.join(seconds)
         if process.is_alive():
@@ -65,29 +84,28 @@ class Runner:
 
     def check(self, program, arguments, prepare=lambda output: None):
         """Kill a program that writes into the place that the function `arguments` is given, run it again, compare."""
-        prepare(self.folder / "whole")
-        assert self.run(program, arguments(self.folder / "whole")) == 0, self.log()  # the first is slower
-        begin = time.monotonic()
-        prepare(self.folder / "timed")
-        assert self.run(program, arguments(self.folder / "timed")) == 0, self.log()
-        duration = time.monotonic() - begin
+        for name in ("first", "whole"):  # the first is slower
+            prepare(self.folder / name)
+            begin = time.monotonic()
+            assert self.run(program, arguments, self.folder / name) == 0, self.log()
+            duration = time.monotonic() - begin
         expected = contents(self.folder / "whole")
-        assert differing(contents(self.folder / "timed"), expected) == []
-        for k in range(KILLS):
-            output, moment = self.kill(program, arguments, prepare, duration, k)
-            there = sorted(contents(output)) if output.exists() else []
-            assert self.run(program, arguments(output)) == 0, f"after {moment} s with {there}: {self.log()}"
-            assert differing(contents(output), expected) == [], f"killed after {moment} s with {there}"
+        assert differing(contents(self.folder / "first"), expected) == []
+        changes = int((self.folder / "changes.txt").read_text())
+        assert changes > 3
+        moments = [("seconds", lambda most: random.uniform(0, most), duration)] * KILLS
+        moments += [("change", lambda most: random.randint(1, most), changes)] * KILLS
+        for k, (unit, draw, most) in enumerate(moments):
+            for attempt in itertools.count():
+                output, moment = self.folder / f"killed{k}_{attempt}", draw(most)
+                prepare(output)
+                if self.run(program, arguments, output, **{unit: moment}) == -signal.SIGKILL:
+                    break
+                most = moment  # it was done by then: earlier
+            when = f"at {moment} ({unit}) with {sorted(contents(output)) if output.exists() else []}"
+            assert self.run(program, arguments, output) == 0, f"killed {when}: {self.log()}"
+            assert differing(contents(output), expected) == [], f"killed {when}"
             assert list((self.folder / "temporary").iterdir()) == []
-
-    def kill(self, program, arguments, prepare, duration, k):
-        """Kill a run at a random moment; again if it was done by then, but earlier. Returns its output and when."""
-        for attempt in itertools.count():
-            output, moment = self.folder / f"killed{k}_{attempt}", random.uniform(0, duration)
-            prepare(output)
-            if self.run(program, arguments(output), moment) == -signal.SIGKILL:
-                return output, moment
-            duration = moment
 
     def log(self):
         return (self.folder / "log.txt").read_text()[-2000:]
@@ -104,6 +122,8 @@ def contents(folder):
             if path.suffix == ".csv":
                 rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
                 data = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+            if path.suffix == ".json":  # a record of results says which files of ours they replaced
+                data = {name: value for name, value in json.loads(data).items() if name != "replaced"}
             files[str(path.relative_to(folder))] = data
     return files
 
@@ -138,6 +158,18 @@ def test_a_killed_fusion_goes_on(runner, tmp_path, weights, write_stack):
     runner.check("predict_one_stack", lambda output: [
         "--input_dir", tmp_path / "stack", "--output_dir", output, "--match_exposure", "--sampling", "blend",
         "--max_memory", "0.001", "--overview", *fusing(weights)])
+
+
+def test_a_killed_fusion_over_older_results_goes_on(runner, tmp_path, weights, write_stack):
+    write_stack(tmp_path / "stack")
+
+    def fuse(output, *more):
+        return [str(a) for a in ("--input_dir", tmp_path / "stack", "--output_dir", output, *more, *fusing(weights))]
+
+    def older(output):
+        assert predict_one_stack.main(fuse(output, "--reverse")) == 0
+
+    runner.check("predict_one_stack", fuse, older)
 
 
 def test_a_killed_fusion_of_test_sets_goes_on(runner, tmp_path, weights, write_stack):
