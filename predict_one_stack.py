@@ -41,6 +41,7 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
+from streaming.memory import GIB
 from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
 
 # --------------------------------------------------------------------------- command line
@@ -143,7 +144,7 @@ def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": round(estimate_memory(source, args), 2),
+            "memory_gib": round(estimate_memory(source, args).needed / GIB, 2),
             "notices": converted + describe_duplicates(frames, source)}
 
 
