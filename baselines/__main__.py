@@ -123,7 +123,7 @@ def run_test_root(args: argparse.Namespace, output: Path) -> int:
         for dataset, (scenes, wrong, truth) in datasets.items():
             truth = truth if method.fuse_index else truth | {"depth": {}}
             means, failed = predict_dataset(scenes, output / name / dataset, truth, predict, args, digits)
-            write_summary(output / name, {dataset: means})
+            failed += write_summary(output / name, dataset, means)
             summary[f"{name}/{dataset}"] = means
             failures += [f"{name}: {failure}" for failure in wrong + failed]
     print_summary(summary)

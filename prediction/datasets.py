@@ -65,8 +65,7 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
         summary = {}
         for name, (scenes, wrong, truth) in datasets.items():
             summary[name], failed = predict_dataset(scenes, output / name, truth, predict, args, short_digest(run))
-            failures += wrong + failed
-            write_summary(output, {name: summary[name]})
+            failures += wrong + failed + write_summary(output, name, summary[name])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GO_ON) from None
     finally:
@@ -97,26 +96,29 @@ def predict_dataset(scenes: Sequence[StackScene], output: Path, truth: dict[str,
         try:
             rows[scene.name] = {"seconds": predict(scene, output), "made_with": made_with}
             rows[scene.name] |= score_scene(scene, output, truth, args)
+            if rank == 0:
+                table.replace({scene.name: rows[scene.name]}, names)
         except STACK_ERRORS as error:
             rows.pop(scene.name, None)
             failures[scene.name] = str(error) or f"{scene.source}: {type(error).__name__}"
-            continue
-        if rank == 0:
-            table.replace({scene.name: rows[scene.name]}, names)
     if world > 1:
         parts: list = [None] * world
         dist.all_gather_object(parts, (rows, failures))
         rows, failures = ({key: value for part in parts for key, value in part[kind].items()} for kind in (0, 1))
+    failed = [failures[name] for name in names if name in failures]
     if rank == 0:
-        gone = [name for name in table.read() if name not in names]
-        if gone:
-            tell(f"{table.path}: no row any more of {', '.join(gone)}: no such scene in the dataset; results stay")
-        table.replace(rows, names, {*gone, *failures})
+        try:
+            gone = [name for name in table.read() if name not in names]
+            table.replace(rows, names, {*gone, *failures})
+            if gone:
+                tell(f"{table.path}: the row of {', '.join(gone)} is gone: the dataset has no such scene any more")
+        except UserError as error:
+            failed.append(str(error))
     means: dict[str, float | str] = {"scenes": len(rows), "made_with": made_with}
     for name in FIGURES:
         values = [row[name] for row in rows.values() if row.get(name, "") != ""]
         means[name] = float(np.mean(values)) if values else ""
-    return means, [failures[scene.name] for scene in scenes if scene.name in failures]
+    return means, failed
 
 
 def predict_scene(scene: StackScene, output: Path, model: StackMFFV2, args: argparse.Namespace,
@@ -187,10 +189,20 @@ def check_tables(output: Path, datasets: Iterable[str]) -> None:
         RowTable(output / name / "scores.csv", SCORES).read()
 
 
-def write_summary(output: Path, summary: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the datasets' rows into summary.csv; of several processes the first does it."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        RowTable(output / "summary.csv", SUMMARY).replace(summary)
+def write_summary(output: Path, dataset: str, means: Mapping[str, Any]) -> list[str]:
+    """Put a dataset's row into summary.csv, or remove it if no scene was fused. Returns a line if that fails.
+
+    Of several processes the first does it.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        return []
+    try:
+        fused = bool(means["scenes"])
+        RowTable(output / "summary.csv", SUMMARY).replace({dataset: means} if fused else {},
+                                                          without=set() if fused else {dataset})
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def tell_others(output: Path, summary: Mapping[str, Mapping[str, Any]]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
-from outputs import locked, written_whole
+from outputs import locked, write_together
 from utils import UserError
 
 
@@ -35,8 +35,14 @@ class RowTable:
             raise UserError(f"{self.path}: not a table of this program; move it, or give another --output_dir")
         return {row[self.columns[0]]: row for row in rows}
 
-    def replace(self, rows: Mapping[str, Mapping], order: Sequence[str] = (), without: Collection[str] = ()) -> None:
-        """Put rows in, each in the place of the one with its key. order: of keys, those before the others."""
+    def replace(self, rows: Mapping[str, Mapping], order: Sequence[str] = (),
+                without: Set[str] = frozenset()) -> None:
+        """Put rows in, each in the place of the one with its key.
+
+        order: of keys, those before the others. without: keys whose rows go. Raises UserError if it cannot be written.
+        """
+        if not rows and not without & self.read().keys():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
             key = self.columns[0]
@@ -47,5 +53,4 @@ class RowTable:
             writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(table[name] for name in names)
-            with written_whole(self.path) as part:
-                part.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+            write_together({self.path: text.getvalue().encode("utf-8", "surrogateescape")})
