@@ -68,23 +68,23 @@ def fuse_to_files(source: Path, results: Results, name: str, skip_existing: bool
     paths, method = open_stack(source), BASELINES[name]
     made_with = describe_method(name) | {"fused_from": describe_frames_made_from(paths)}
     kept, notices = results.are_kept(made_with, skip_existing, label)
+    seconds: float | str = ""
+    if not kept:
+        begin = time.perf_counter()
+        frames, index = FrameFiles(paths, progress), None
+        if "depth.png" in results.files:
+            fused, index = method.fuse_index(frames)
+        else:
+            fused = method.fuse(frames)
+        seconds = time.perf_counter() - begin
+        place = results.folder / results.files["fused.png"]
+        content = {"fused.png": encode_image(place, fused, read_metadata(paths[len(paths) // 2]), quality=95)}
+        if index is not None:
+            depth = np.rint(index / max(len(paths) - 1, 1) * 65535).astype(np.uint16)
+            content["depth.png"] = encode_image(Path("depth.png"), depth, Metadata(), quality=95)
+        results.write(content, made_with)
     for notice in notices:
         tell(notice)
-    if kept:
-        return ""
-    begin = time.perf_counter()
-    frames, index = FrameFiles(paths, progress), None
-    if "depth.png" in results.files:
-        fused, index = method.fuse_index(frames)
-    else:
-        fused = method.fuse(frames)
-    seconds = time.perf_counter() - begin
-    place = results.folder / results.files["fused.png"]
-    content = {"fused.png": encode_image(place, fused, read_metadata(paths[len(paths) // 2]), quality=95)}
-    if index is not None:
-        depth = np.rint(index / max(len(paths) - 1, 1) * 65535).astype(np.uint16)
-        content["depth.png"] = encode_image(Path("depth.png"), depth, Metadata(), quality=95)
-    results.write(content, made_with)
     return seconds
 
 
@@ -101,6 +101,7 @@ def run_scene(scene: StackScene, output: Path, name: str, skip_existing: bool) -
 def run_test_root(args: argparse.Namespace, output: Path) -> int:
     """Fuse and score every scene by every method. Returns the exit code."""
     root = Path(args.test_root)
+    check_apart(root, output)
     names = choose_datasets(root, args.test_datasets)
     for method in args.method:
         check_apart_from_root(root, names, output / method)

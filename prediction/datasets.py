@@ -132,15 +132,14 @@ def predict_scene(scene: StackScene, output: Path, model: StackMFFV2, args: argp
     frames = scene.frames() if isinstance(scene.source, tuple) else open_stack(scene.source)
     made_with = {**run, "fused_from": describe_frames_made_from(frames)}
     kept, notices = results.are_kept(made_with, args.skip_existing, scene.name)
+    seconds: float | str = ""
+    if not kept:
+        result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
+        seconds = time.perf_counter() - begin
+        notices += [f"{scene.name}: {notice}" for notice in result.notices]
+        results.write({name: result.encode(name) for name in results.files}, made_with)
     for notice in notices:
         tell(notice)
-    if kept:
-        return ""
-    result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
-    seconds = time.perf_counter() - begin
-    for notice in result.notices:
-        tell(f"{scene.name}: {notice}")
-    results.write({name: result.encode(name) for name in results.files}, made_with)
     return seconds
 
 

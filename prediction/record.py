@@ -169,8 +169,7 @@ def is_damaged(path: Path) -> bool:
 def describe_difference(record: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
     """Return what a record's results were made with other than this, in words; "" if all is the same."""
     others = [] if record.get("weights") == made_with["weights"] else ["other weights"]
-    names = [name for name, value in made_with["settings"].items()
-             if name not in record["settings"] or record["settings"][name] != value]
+    names = [name for name, value in made_with["settings"].items() if record["settings"].get(name) != value]
     if names:
         others.append(f"other settings ({', '.join(names)})")
     if record["fused_from"] != made_with["fused_from"]:

@@ -46,7 +46,10 @@ class RowTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
             key = self.columns[0]
-            table = self.read() | {name: {key: name} | dict(row) for name, row in rows.items()}
+            table = self.read()
+            for name, row in rows.items():
+                others = {c: value for c, value in table.get(name, {}).items() if c not in self.columns}
+                table[name] = {key: name} | dict(row) | others
             names = [name for name in dict.fromkeys([*order, *table]) if name in table and name not in without]
             columns = list(dict.fromkeys([*self.columns, *(c for row in table.values() for c in row if c)]))
             text = io.StringIO()
