@@ -39,7 +39,7 @@ from prediction.datasets import (
 )
 from prediction.record import Results, check_results, describe_frames_made_from, short_digest
 from prediction.stack import GO_ON, open_stack, tell
-from utils import HelpFormatter, UserError, command, keep_freed_memory
+from utils import Parser, UserError, command, keep_freed_memory
 
 PROGRAM = "python -m baselines"
 
@@ -139,7 +139,7 @@ def print_failures(failures: Sequence[str]) -> int:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m baselines", description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__, prog="python -m baselines")
     parser.add_argument("--list", action="store_true", help="print the methods and their sources, fuse nothing")
     parser.add_argument("--method", nargs="+", choices=[*BASELINES, "all"], metavar="METHOD", default=[],
                         help="%(choices)s; one for a single stack")

@@ -12,7 +12,7 @@ import numpy as np
 from outputs import write_text
 from pictures.reading import read_image
 from preparation.frames import name_of_frame
-from utils import UserError
+from utils import UserError, check_file
 
 FORMAT = "focal stack transforms 1"
 
@@ -39,7 +39,7 @@ def load_transforms(path: str | Path,
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(check_file(path).read_text())
         if content["format"] != FORMAT:
             raise ValueError("another format")
         names = [str(row["name"]) for row in content["frames"]]
@@ -50,8 +50,6 @@ def load_transforms(path: str | Path,
         inside = inside and left + width <= size[0] and top + height <= size[1]
         if not inside or not np.isfinite(matrices).all() or (np.abs(np.linalg.det(matrices)) < 1e-9).any():
             raise ValueError("impossible numbers")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not transforms that --save_transforms wrote ({error})") from None
     if len(matrices) != len(frames):
