@@ -290,8 +290,8 @@ def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, ke
 
 
 def test_a_full_disk_is_said_before_the_work(monkeypatch):
-    monkeypatch.setattr("streaming.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
-    with pytest.raises(UserError, match="temporary files; set TMPDIR"):
+    monkeypatch.setattr("temporary.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
+    with pytest.raises(UserError, match=r"3.05 MiB needed for temporary files \(0.1 MiB free\); set TMPDIR"):
         Kept((10, 100, 100, 8), torch.float32, in_file=True)
 
 
