@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -124,5 +125,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint of tensors and plain values, whole or not at all."""
     import torch
 
+    content = io.BytesIO()  # written to a full disk, torch.save raises what names neither file nor reason
+    torch.save(checkpoint, content)
     with written_whole(path) as part:
-        torch.save(checkpoint, part)
+        part.write_bytes(content.getbuffer())
