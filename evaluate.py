@@ -19,6 +19,9 @@ Every run scores all of its methods and replaces what an earlier one wrote.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import sys
 

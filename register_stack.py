@@ -12,6 +12,9 @@ sweep only: the two are in similar focus, the ends are not.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import os
 import sys

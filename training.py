@@ -123,7 +123,10 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--save_dir", default="checkpoints")
     group.add_argument(*names["--save_name"], default=save_name)
     group.add_argument("--init_path", metavar="PATH", help="weights to begin with, of an earlier stage or another set")
-    group.add_argument("--resume", action="store_true", help="go on from last.pth, or begin if there is none")
+    group.add_argument("--resume", action="store_true",
+                       help="go on from last.pth, or begin if there is none; of the flags only these may change: "
+                            f"{', '.join(name for name in MAY_CHANGE if name not in ('resume', 'init_path'))}, and the "
+                            "places of files")
     group.add_argument("--eval_interval", type=number(int, 1, 10**9), default=1, help="epochs between validations")
     group.add_argument("--save_minutes", type=number(float, 0, 1e6), default=10,
                        help="minutes between checkpoints within an epoch")
@@ -165,7 +168,9 @@ class Run:
         self.half = half_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.settings = {name: value for name, value in vars(args).items()
-                         if name not in MAY_CHANGE and not is_place(name)} | {"data": data_digest(task.data)}
+                         if name not in MAY_CHANGE and not is_place(name)}
+        self.settings["data"] = data_digest(task.data)
+        self.settings["val_data"] = {name: data_digest(part) for name, part in task.val_sets.items()}
         self.epoch = self.step = 0  # step: of this epoch
         self.best = float("inf")
         self.totals = dict.fromkeys(("loss", *task.parts), 0.0)
@@ -202,16 +207,15 @@ class Run:
             self.totals.update(state["totals"])
         except Exception as error:  # torch raises many kinds, some without words
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: cannot be resumed ({reason[:300]}); train anew without --resume") from None
+            raise UserError(f"{path}: cannot be resumed ({reason}); resume with what it was made with, or give another "
+                            "--save_name to train anew") from None
 
     def compare_settings(self, state: dict) -> None:
         """Raise ValueError naming every setting that is not the checkpoint's."""
-        kind = state.get("kind", "adamw")  # there was no other
-        if kind != self.kind:
-            raise ValueError(f"it was made with --optimizer {kind}")
-        made_with = state.get("settings", {})  # older checkpoints have none
-        differ = [f"the training stacks are others ({made_with[name]}, now {value})" if name == "data" else
-                  f"--{name} was {made_with[name]}, now {value}"
+        made_with = {"optimizer": state.get("kind", "adamw")} | state.get("settings", {})  # older ones have neither
+        words = {"data": "the training stacks or their numbers of frames are others",
+                 "val_data": "the validation stacks are others"}
+        differ = [words.get(name, f"--{name} was {made_with[name]}, now {value}")
                   for name, value in self.settings.items() if name in made_with and made_with[name] != value]
         if differ:
             raise ValueError("; ".join(differ))
@@ -219,7 +223,7 @@ class Run:
 
 def is_place(flag: str) -> bool:
     """Return whether a flag names files: they may have moved, their content is compared."""
-    return flag.split("_")[0] in ("train", "val", "use", "datapath") and flag != "training_image_size"
+    return flag.split("_")[0] in ("train", "val", "use", "datapath") and flag != "val_image_size"
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
@@ -252,6 +256,9 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     if last.is_file():
         run.restore(last, device, args.lr_decay)
     check_same_start(run, last)
+    if run.step > len(sampler):
+        raise UserError(f"{last}: cannot be resumed (it is at step {run.step} of an epoch that has {len(sampler)}: "
+                        "other stacks or another --batch_size); give another --save_name to train anew")
     folder.mkdir(parents=True, exist_ok=True)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
     if is_main():
@@ -263,12 +270,14 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
               f"validation: {', '.join(val_loaders) or 'none'}, {device}, from epoch {run.epoch + 1}")
 
     def save() -> None:
+        check_weights(run)
         if is_main():
             save_checkpoint(last, run.state())
 
     while run.epoch < args.num_epochs:
         begin = time.monotonic()
         trained = train_one_epoch(run, model, loader, sampler, args, device, save)
+        check_weights(run)
         row = {"epoch": run.epoch + 1, "lr": run.scheduler.get_last_lr()[0]}
         row |= {f"train_{name}": value for name, value in trained.items()}
         row |= task.describe(run.model)
@@ -351,8 +360,17 @@ def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: Equ
 def check_finite(value: float, what: str, run: Run) -> None:
     """Raise UserError at the first number that is none: the weights before it are the last good ones."""
     if not np.isfinite(value):
-        raise UserError(f"the {what} is {value} in step {run.step + 1} of epoch {run.epoch + 1}: training diverges; "
-                        "train with a lower --lr or --clip, or other loss weights (last.pth is from before it)")
+        validated = what == "validation loss"
+        where = f"after epoch {run.epoch}" if validated else f"in step {run.step + 1} of epoch {run.epoch + 1}"
+        raise UserError(f"the {what} is {value} {where}: training diverges; train with a lower --lr or --clip, or "
+                        "other loss weights (last.pth, if there is one, is from before it)")
+
+
+def check_weights(run: Run) -> None:
+    """Raise UserError if a weight is no number any more: no checkpoint gets those."""
+    states = (run.model.state_dict(), run.averaged.state_dict())
+    if not all(bool(torch.isfinite(values).all()) for state in states for values in state.values()):
+        check_finite(float("nan"), "sum of the weights", run)
 
 
 def validate(run: Run, loaders: dict[str, DataLoader], device: torch.device, folder: Path,

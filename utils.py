@@ -137,6 +137,14 @@ def complain(reason: str) -> None:
     print(f"error: {one_line(reason)}", file=sys.stderr)
 
 
+def complain_of_thread(args: Any) -> None:
+    """Say in one line what ended a thread on a full disk, as TensorBoard's; other errors are bugs."""
+    if isinstance(args.exc_value, OSError):
+        complain(describe_os_error(args.exc_value))
+    else:
+        threading.__excepthook__(args)
+
+
 def describe_os_error(error: OSError) -> str:
     """Return the system's words with the file before them, as far as it is known."""
     place = error.filename2 or error.filename
@@ -242,10 +250,12 @@ def screens() -> Iterator[None]:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may be no text at all
+    threading.excepthook = complain_of_thread
     with contextlib.redirect_stdout(Screen(sys.stdout)) as out, contextlib.redirect_stderr(Screen(sys.stderr)) as err:
         try:
             yield
         finally:
+            threading.excepthook = threading.__excepthook__
             out.flush()
             err.flush()
 

@@ -11,6 +11,9 @@ index, scores.csv and OUTPUT_DIR/METHOD/summary.csv. The exit code is 0 only if 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import functools
 import sys

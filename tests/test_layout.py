@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 ALLOWED = {  # what a room may import of ours, besides itself
+    "interrupts": set(),  # of programs: the first import of each
     "utils": set(),
     "model": set(),
     "loss": set(),
@@ -56,7 +57,7 @@ def imports(path):
 @pytest.mark.parametrize("path", [p for p in FILES if name_of(p).split(".")[0] in ALLOWED], ids=name_of)
 def test_a_room_imports_only_what_it_may(path):
     room = name_of(path).split(".")[0]
-    assert OURS & set(imports(path)) <= ALLOWED[room] | {room}
+    assert OURS & set(imports(path)) <= ALLOWED[room] | {room, "interrupts"}
 
 
 def test_every_script_of_the_root_has_a_room_or_is_on_top():
@@ -81,6 +82,14 @@ def test_no_function_is_defined_in_two_files():
 
 
 SCRIPTS = [name_of(path) for path in FILES if "__name__ == \"__main__\"" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_imports_interrupts_before_packages(name):
+    code = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+    assert "import interrupts" in code and not [package for package in ("numpy", "cv2", "torch", "utils", "tqdm") if
+                                                f"\nimport {package}" in code.split("import interrupts")[0] or
+                                                f"\nfrom {package}" in code.split("import interrupts")[0]]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
