@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outputs import check_apart, open_output, write_text
+from outputs import open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from records import remove_made
 from utils import HelpFormatter, command
 
 # --------------------------------------------------------------------------- focal order
@@ -51,19 +52,22 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     check_flags(args)
     frames = list_images(args.input_dir)[0]
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
-    for source in (args.input_dir, args.load_transforms):
-        if source:
-            check_apart(source, args.output_dir)
-    output = open_output(args.output_dir, settings, args.overwrite)
+    inputs = {name: Path(path) if (path := getattr(args, name)) else None for name in ("input_dir", "load_transforms")}
+    settings = {name: getattr(args, name) for name in ("register", "model", "match_exposure", "order")} | inputs
+    output = open_output(args.output_dir, "register_stack.py", settings, inputs.values(), args.overwrite)
     kept = args.save_transforms
     if args.register != "none":
         args.save_transforms = output / "transforms.json"
     with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
         prepared = prepare_stack(frames, args, Path(folder), progress=True)
-        for name, frame in zip(output_names(frames, prepared.order), prepared.frames, strict=True):
+        names = output_names(frames, prepared.order)
+        for old in output.glob("*.png"):
+            if old.name not in names:  # of frames that are gone, or had another order
+                remove_made(old)
+        for name, frame in zip(names, prepared.frames, strict=True):
             if Path(frame).parent == Path(folder):
-                os.replace(frame, output / name)
+                with written_whole(output / name) as part:
+                    os.replace(frame, part)
             else:
                 write_image(output / name, read_image(frame))
     if kept:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from records import RECORDS
 from utils import UserError, natural_key
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -38,7 +39,7 @@ class Page(NamedTuple):
 def list_images(directory: str | Path) -> tuple[list[Path], list[Path]]:
     """Return the directory's pictures in natural order and, apart, the files that are none.
 
-    Camera RAW beside other pictures (RAW + JPEG) is none, hidden files are neither. Raises UserError if the directory
+    Camera RAW beside other pictures (RAW + JPEG) is none; hidden files and our records are neither. Raises UserError if the directory
     is missing or holds no picture, or if a picture is a broken link.
     """
     directory = Path(directory)
@@ -59,7 +60,7 @@ def _sort_files(directory: Path) -> tuple[list[Path], list[Path]]:
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if any(path.suffix.lower() not in RAW_SUFFIXES for path in pictures):
         pictures = [path for path in pictures if path.suffix.lower() not in RAW_SUFFIXES]
-    return pictures, [path for path in files if path not in pictures]
+    return pictures, [path for path in files if path not in pictures and path.name not in RECORDS]
 
 
 def list_pages(path: str | Path) -> list[Path | Page]:
