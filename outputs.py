@@ -82,7 +82,7 @@ def check_output(directory: str | Path) -> Path:
 def check_new(path: str | Path) -> Path:
     """Return the place of a file to be written as a Path. Raises UserError if something is there, or cannot be."""
     path = Path(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) or path.resolve().exists():  # also behind a folder that is not there yet and ".."
         raise UserError(f"{path}: is already there; give another name, or remove it")
     check_output(path.parent)
     return path

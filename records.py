@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class MadeFiles:
         gone, root = self.names.intersection(names), os.path.realpath(self.folder)
         for name in sorted(gone):
             file = Path(root, name)
-            if os.path.realpath(file.parent) == os.path.normpath(file.parent) and file.is_relative_to(root):
+            if os.path.realpath(file.parent) == str(file.parent) and file.is_relative_to(root):  # no link, no ".."
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     file.unlink()
         parents = {parent for name in gone for parent in Path(name).parents} - {Path(".")}
@@ -122,8 +123,6 @@ def remove_made(path: str | Path) -> None:
     """Remove a file of an open output, or all files below a folder, as far as its program made them."""
     if owner := _owner(Path(path)):
         made, name = owner
-        if not made.listed and Path(path).is_file():
-            made.add([name])
         made.remove([other for other in made.names if other == name or other.startswith(f"{name}/")])
 
 
@@ -191,12 +190,13 @@ class MadeFrom:
         claim(self.path)
         _append_lines(self.path, [self.known[result]])
 
-    def gone(self, results: Iterable[str]) -> list[str]:
-        """Return a line, or none, about results that are kept though their sources are no longer among these."""
+    def tell_others(self, results: Iterable[str]) -> None:
+        """Say, on stderr, that results are kept whose sources are no longer among these."""
         others = sorted(self.known.keys() - set(results))
-        some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-        return [f"notice: {self.path.parent}: also holds {some}, no longer in the input; remove what you do not want"
-                ] if others else []
+        if others:
+            some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
+            print(f"notice: {self.path.parent}: also holds {some}, no longer in the input; --overwrite leaves it out",
+                  file=sys.stderr)
 
 
 def stamp(path: str | Path) -> list[int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from outputs import open_output, write_text, written_whole
-from pictures.listing import list_images
+from pictures.listing import IMAGE_SUFFIXES, list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
@@ -53,7 +53,8 @@ def main(argv=None) -> int:
     check_flags(args)
     frames = list_images(args.input_dir)[0]
     inputs = {name: Path(path) if (path := getattr(args, name)) else None for name in ("input_dir", "load_transforms")}
-    settings = {name: getattr(args, name) for name in ("register", "model", "match_exposure", "order")} | inputs
+    settings = {name: value for name, value in (vars(args) | inputs).items()
+                if name not in ("output_dir", "overwrite", "save_transforms")}
     output = open_output(args.output_dir, "register_stack.py", settings, inputs.values(), args.overwrite)
     kept = args.save_transforms
     if args.register != "none":
@@ -61,9 +62,13 @@ def main(argv=None) -> int:
     with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
         prepared = prepare_stack(frames, args, Path(folder), progress=True)
         names = output_names(frames, prepared.order)
-        for old in output.glob("*.png"):
-            if old.name not in names:  # of frames that are gone, or had another order
-                remove_made(old)
+        for old in [path for path in output.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]:
+            if old.name in names:
+                continue
+            remove_made(old)  # of a frame that is gone, or had another place in the order
+            if old.exists():
+                prepared.report["notices"].append(f"notice: {old}: not made by this program, so it stays; but it would "
+                                                  "be taken for a frame")
         for name, frame in zip(names, prepared.frames, strict=True):
             if Path(frame).parent == Path(folder):
                 with written_whole(output / name) as part:

@@ -39,8 +39,8 @@ class Page(NamedTuple):
 def list_images(directory: str | Path) -> tuple[list[Path], list[Path]]:
     """Return the directory's pictures in natural order and, apart, the files that are none.
 
-    Camera RAW beside other pictures (RAW + JPEG) is none; hidden files and our records are neither. Raises UserError if the directory
-    is missing or holds no picture, or if a picture is a broken link.
+    Camera RAW beside other pictures (RAW + JPEG) is none; hidden files and our records are neither. Raises UserError
+    if the directory is missing or holds no picture, or if a picture is a broken link.
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -39,7 +39,8 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
                             "with focus")
     group.add_argument("--match_exposure", action="store_true",
                        help="scale each frame's values to the brightness of the middle frame")
-    group.add_argument("--save_transforms", metavar="FILE.json", help="keep the transforms that --register found; only other transforms are replaced")
+    group.add_argument("--save_transforms", metavar="FILE.json",
+                       help="keep the transforms that --register found, in a new file or in place of other transforms")
     group.add_argument("--load_transforms", metavar="FILE.json",
                        help="use transforms that were kept, of a stack taken from the same place")
     group.add_argument("--order", choices=("name", "auto", "reverse"), default="name",

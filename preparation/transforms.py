@@ -36,7 +36,7 @@ def check_transforms_place(path: str | Path) -> None:
     if path.suffix.lower() != ".json":
         raise UserError(f"{path}: --save_transforms writes JSON; give a name that ends in .json")
     check_output(path.parent)
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) and not (path := path.resolve()).exists():  # behind a folder yet to make, and ".."
         return
     try:
         ours = path.is_file() and json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
