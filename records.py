@@ -186,9 +186,11 @@ class MadeFrom:
     def note(self, result: str, sources: Sequence[str | Path], key: Any = None) -> None:
         """Enter what a result was made from, when all of its files are there."""
         files = [{"name": Path(path).name, "stamp": stamp(path), "sha256": digest(path)} for path in sources]
-        self.known[result] = {"result": result, "key": json.loads(json.dumps(key)), "files": files}
-        claim(self.path)
-        _append_lines(self.path, [self.known[result]])
+        line = {"result": result, "key": json.loads(json.dumps(key)), "files": files}
+        if self.known.get(result) != line:
+            self.known[result] = line
+            claim(self.path)
+            _append_lines(self.path, [line])
 
     def tell_others(self, results: Iterable[str]) -> None:
         """Say, on stderr, that results are kept whose sources are no longer among these."""
