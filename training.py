@@ -84,17 +84,24 @@ class Task(Protocol):
         """Return further columns of the log, of the model after an epoch."""
 
 
-def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: str) -> None:
-    """Add the flags of every training to a parser; group: its argument group of what is about training."""
+def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: str,
+                       also: Mapping[str, str] = {}) -> None:  # noqa: B006 (never written)
+    """Add the flags of every training; group: the parser's group of what is about training.
+
+    also: further names of flags, as a network's own paper has them.
+    """
+    names = {flag: [flag, *([also[flag]] if flag in also else [])] for flag in
+             ("--num_epochs", "--lr_decay", "--save_name")}
     side = number(int, 1, 1 << 14)
     group.add_argument("--batch_size", type=number(int, 1, 1 << 16), default=12,
                        help="stacks per step, over all processes")
-    group.add_argument("--num_epochs", type=number(int, 1, 10**9), default=50)
+    group.add_argument(*names["--num_epochs"], type=number(int, 1, 10**9), default=50)
     group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw",
                        help="soap is Adam in the eigenbasis of Shampoo's preconditioner: more per step; sgd has a "
                             "momentum of 0.9")
     group.add_argument("--lr", type=number(float, 0, 1e10), default=1e-3, help="learning rate in the first epoch")
-    group.add_argument("--lr_decay", type=number(float, 0, 1, above=True), default=0.9, help="its factor per epoch")
+    group.add_argument(*names["--lr_decay"], type=number(float, 0, 1, above=True), default=0.9,
+                       help="its factor per epoch")
     group.add_argument("--training_image_size", type=side, default=384, help="side of the square crops, pixels")
     group.add_argument("--val_image_size", type=side, help="the same for validation; default: as in training")
     group.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0,
@@ -104,7 +111,7 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--seed", type=SEED, default=0)
     group = parser.add_argument_group("run")
     group.add_argument("--save_dir", default="checkpoints")
-    group.add_argument("--save_name", default=save_name)
+    group.add_argument(*names["--save_name"], default=save_name)
     group.add_argument("--init_path", metavar="PATH", help="weights to begin with, of an earlier stage or another set")
     group.add_argument("--resume", action="store_true", help="go on from last.pth, or begin if there is none")
     group.add_argument("--eval_interval", type=number(int, 1, 10**9), default=1, help="epochs between validations")
@@ -140,7 +147,7 @@ class Run:
 
     def __init__(self, task: Task, args: argparse.Namespace, device: torch.device) -> None:
         self.task = task
-        self.model = task.new_model().to(device, memory_format=torch.channels_last)
+        self.model = task.new_model().to(device)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.kind = args.optimizer
         self.optimizer = OPTIMIZERS[self.kind](self.model.parameters(), lr=args.lr)

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset import stack_folder
 from pictures.listing import Page, index_by_stem, list_frames
 from utils import UserError, list_folders
-
-STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")
 
 
 class StackScene(NamedTuple):
@@ -25,10 +24,7 @@ class StackScene(NamedTuple):
 
 def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
     """Return the folders of a dataset's stacks. Raises UserError if there are none."""
-    for name in STACK_FOLDERS:
-        if (root / name).is_dir():
-            return [StackScene(folder.name, folder) for folder in list_folders(root / name)], []
-    raise UserError(f"{root}: no dataset there; expected {root / STACK_FOLDERS[0]}/SCENE/")
+    return [StackScene(folder.name, folder) for folder in list_folders(stack_folder(root))], []
 
 
 def find_truth(root: Path) -> dict[str, dict[str, Path]]:
