@@ -11,6 +11,8 @@ import pytest
 import register_stack
 from benchmarks import ablation, calibration, efficiency, order, quality
 from make_datasets import make_dataset, make_demo, segments_to_depth
+from make_datasets.DUTS import prepare as duts
+from make_datasets.Middlebury import prepare as middlebury
 from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
@@ -433,6 +435,38 @@ def test_an_exchanged_label_map_makes_its_depth_anew(tmp_path, run):
     assert run(segments_to_depth.main, *flags)[0] == 0
     after = contents(tmp_path / "depth")
     assert after["b.png"] == before["b.png"] and after["c.png"] != before["c.png"] and "a.png" in after
+
+
+def test_an_exchanged_photo_of_a_download_is_prepared_anew(tmp_path, run):
+    rng = np.random.default_rng(0)
+    photos = {name: tmp_path / "DUTS-TR" / "DUTS-TR-Image" / f"{name}.jpg" for name in "abc"}
+    for path in photos.values():
+        write_image(path, rng.integers(0, 256, (12, 14, 3), np.uint8))
+    flags = ("--input", tmp_path / "DUTS-TR", "--output", tmp_path / "out")
+    assert run(duts.main, *flags)[0] == 0
+    before = contents(tmp_path / "out" / "AiF")
+    write_image(photos["b"], rng.integers(0, 256, (12, 14, 3), np.uint8))
+    write_image(photos["c"], np.zeros((12, 14, 3), np.uint8))  # this one is left out
+    code, out, _ = run(duts.main, *flags)
+    assert code == 0 and "2 pictures (1 new), 1 left out" in out
+    after = contents(tmp_path / "out" / "AiF")
+    assert after.keys() == {"a.png", "b.png"} and {name for name in after if after[name] == before[name]} == {"a.png"}
+    write_image(photos["c"], rng.integers(0, 256, (12, 14, 3), np.uint8))
+    code, out, _ = run(duts.main, *flags)
+    assert code == 0 and "3 pictures (1 new), 0 left out" in out
+    assert (tmp_path / "out" / "filtered.txt").read_text() == ""
+
+
+def test_a_stack_is_copied_anew_when_a_frame_is_exchanged(tmp_path, run):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in" / "scene"
+    for name in ("AiF", "1.5", "0.5"):
+        write_image(folder / f"{name}.png", rng.integers(0, 256, (12, 14, 3), np.uint8))
+    flags = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--no_depth")
+    assert run(middlebury.main, *flags)[0] == 0
+    write_image(folder / "0.5.png", np.full((12, 14, 3), 7, np.uint8))
+    assert run(middlebury.main, *flags)[0] == 0
+    assert (read_image(tmp_path / "out" / "dof_stack" / "scene" / "2.png") == 7).all()
 
 
 def test_what_a_subprocess_writes_can_be_claimed(tmp_path):
