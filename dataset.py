@@ -24,7 +24,7 @@ from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, sm
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import luma, pick_pixels
-from utils import UserError, list_folders, number, random_generator
+from utils import COUNT, FRAMES, UserError, list_folders, number, random_generator
 
 STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")  # what a dataset's folder of stacks may be called
 
@@ -290,9 +290,9 @@ def add_synthesis_flags(parser: argparse.ArgumentParser) -> None:
                        help="paper: Algorithm 1; diverse: lenses, cameras and sweeps as they are")
     group.add_argument("--leave_out", nargs="+", choices=list(PARTS), default=[],
                        help="parts of the diversity to train without, for ablations; validation keeps them")
-    group.add_argument("--num_frames", type=number(int, 1, 10_000), nargs="+", default=[8, 12, 16, 20, 24],
+    group.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
                        help="frames of a stack; two numbers with --recipe diverse: a range, drawn log-uniformly")
-    group.add_argument("--repeats", type=number(int, 1, 10**6), default=1, help="stacks per picture and epoch")
+    group.add_argument("--repeats", type=COUNT, default=1, help="stacks per picture and epoch")
 
 
 def add_subset_flag(group: Any, part: str) -> None:

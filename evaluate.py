@@ -34,11 +34,11 @@ from evaluation.tables import (
 )
 from outputs import check_apart, open_output
 from records import remove_made
-from utils import HelpFormatter, command
+from utils import Parser, command
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--test_root", required=True, metavar="DIR", help="directory of datasets")
     files.add_argument("--test_datasets", nargs="+", metavar="NAME", help="datasets to score; default: all in the root")

@@ -39,6 +39,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             check_ours(path)
             shutil.rmtree(path)
         os.replace(part, path)
+    except OSError as error:  # writing to an open file names none
+        error.filename = error.filename or str(path)
+        raise
     finally:
         if part.is_dir():
             shutil.rmtree(part)
@@ -69,9 +72,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def check_output(directory: str | Path) -> Path:
     """Return the output directory as a Path. Raises UserError if it can't be one: before hours of work, not after."""
     directory = Path(directory)
-    if directory.is_symlink() and not directory.exists():
-        raise UserError(f"{directory}: a link that leads nowhere; repair it, or give another output directory")
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    there = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
+    if not there.exists():
+        raise UserError(f"{there}: a link that leads nowhere; repair it or give another output directory")
     if not there.is_dir():
         raise UserError(f"{there}: is a file; give another output directory")
     if not os.access(there, os.W_OK):

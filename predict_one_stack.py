@@ -39,13 +39,13 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
-from utils import HelpFormatter, UserError, command, keep_freed_memory
+from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
 
 # --------------------------------------------------------------------------- command line
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
                        help="folder of frames, in natural order of their names, or a multi-page TIFF")
@@ -53,7 +53,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--recursive", action="store_true",
                        help="fuse every folder of frames in and below input_dir into output_dir/RELATIVE/PATH")
     files.add_argument("--overview", action="store_true", help="also write overview.png: frames, result, focus map")
-    files.add_argument("--overview_crop", type=int, nargs=2, metavar=("LEFT", "TOP"),
+    files.add_argument("--overview_crop", type=number(int, 0, 10**6), nargs=2, metavar=("LEFT", "TOP"),
                        help="the overview shows 360x270 pixels from there at 100 %%, or from as near as the picture "
                             "reaches; default: whole pictures, made smaller")
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
@@ -66,19 +66,26 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 @command
 def main(argv=None) -> int:
-    args = parse_args(argv)
-    keep_freed_memory()
     summary: dict[str, Any] = {"stacks": []}
+    as_json = any(len(flag) > 2 and "--json".startswith(flag) for flag in (sys.argv[1:] if argv is None else argv))
     try:
+        args = parse_args(argv)
+        keep_freed_memory()
         return fuse_all(args, summary)
     except KeyboardInterrupt:
         summary["error"] = "interrupted"
         raise KeyboardInterrupt(GO_ON) from None
-    except UserError as error:
-        summary["error"] = str(error)
+    except WrongFlags as wrong:
+        summary["error"] = wrong.reason
+        raise
+    except SystemExit:  # --help
+        as_json = False
+        raise
+    except Exception as error:
+        summary["error"] = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise
     finally:
-        if args.json:
+        if as_json:
             print(json.dumps(summary, indent=1, default=str))
 
 

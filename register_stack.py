@@ -26,7 +26,7 @@ from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from records import remove_made
-from utils import HelpFormatter, command
+from utils import Parser, command
 
 # --------------------------------------------------------------------------- focal order
 
@@ -38,7 +38,7 @@ from utils import HelpFormatter, command
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True, help="folder of frames in the order of their names")
     files.add_argument("--output_dir", required=True, help="gets NAME.png .. and transforms.json")

@@ -30,7 +30,17 @@ from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
 from outputs import CsvLog, save_checkpoint
 from pictures.writing import write_image
-from utils import SEED, UserError, keep_freed_memory, number, random_generator, seed_everything, start_processes
+from utils import (
+    SEED,
+    SIDE,
+    WORKERS,
+    UserError,
+    keep_freed_memory,
+    number,
+    random_generator,
+    seed_everything,
+    start_processes,
+)
 
 VAL_SEED = 0  # runs of any --seed are validated on the same stacks
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "soap": SOAP,
@@ -92,7 +102,6 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     """
     names = {flag: [flag, *([also[flag]] if flag in also else [])] for flag in
              ("--num_epochs", "--lr_decay", "--save_name")}
-    side = number(int, 1, 1 << 14)
     group.add_argument("--batch_size", type=number(int, 1, 1 << 16), default=12,
                        help="stacks per step, over all processes")
     group.add_argument(*names["--num_epochs"], type=number(int, 1, 10**9), default=50)
@@ -102,8 +111,8 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--lr", type=number(float, 0, 1e10), default=1e-3, help="learning rate in the first epoch")
     group.add_argument(*names["--lr_decay"], type=number(float, 0, 1, above=True), default=0.9,
                        help="its factor per epoch")
-    group.add_argument("--training_image_size", type=side, default=384, help="side of the square crops, pixels")
-    group.add_argument("--val_image_size", type=side, help="the same for validation; default: as in training")
+    group.add_argument("--training_image_size", type=SIDE, default=384, help="side of the square crops, pixels")
+    group.add_argument("--val_image_size", type=SIDE, help="the same for validation; default: as in training")
     group.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0,
                        help="decay per step of the averaged weights; 0: no average")
     group.add_argument("--clip", type=number(float, 0, 1e9, above=True), default=1.0,
@@ -117,7 +126,7 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--eval_interval", type=number(int, 1, 10**9), default=1, help="epochs between validations")
     group.add_argument("--save_minutes", type=number(float, 0, 1e6), default=10,
                        help="minutes between checkpoints within an epoch")
-    group.add_argument("--num_workers", type=number(int, 0, 1024), default=4, help="processes that load stacks")
+    group.add_argument("--num_workers", type=WORKERS, default=4, help="processes that load stacks")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
@@ -241,6 +250,7 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     run = Run(task, args, device)
     if last.is_file():
         run.restore(last, device, args.lr_decay)
+    check_same_start(run, last)
     folder.mkdir(parents=True, exist_ok=True)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
     log = CsvLog(folder / "log.csv", append=run.epoch > 0)
@@ -274,6 +284,16 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
             dist.barrier()
     if board:
         board.close()
+
+
+def check_same_start(run: Run, last: Path) -> None:
+    """Raise UserError unless all processes begin at the same step: each reads the checkpoint from its own machine."""
+    starts: list = [(run.epoch, run.step)]
+    if dist.is_initialized():
+        starts *= dist.get_world_size()
+        dist.all_gather_object(starts, (run.epoch, run.step))
+    if len(set(starts)) > 1:
+        raise UserError(f"{last}: not the same on all machines; give a --save_dir that they share")
 
 
 def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: EqualFramesSampler,

@@ -30,7 +30,7 @@ from pictures.reading import read_alike
 from pictures.writing import encode_image
 from prediction.datasets import predict_dataset, print_summary
 from prediction.stack import GO_ON, open_stack, tell
-from utils import HelpFormatter, UserError, command, keep_freed_memory, list_folders
+from utils import Parser, UserError, command, keep_freed_memory, list_folders
 
 
 class FrameFiles:
@@ -104,7 +104,7 @@ def print_failures(failures: Sequence[str]) -> int:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m baselines", description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__, prog="python -m baselines")
     parser.add_argument("--list", action="store_true", help="print the methods and their sources, fuse nothing")
     parser.add_argument("--method", nargs="+", choices=[*BASELINES, "all"], metavar="METHOD", default=[],
                         help="%(choices)s; one for a single stack")

@@ -39,7 +39,7 @@ from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
 from records import MadeFrom, digest
 from streaming.settings import FusionSettings
-from utils import HelpFormatter, UserError, command, keep_freed_memory, random_generator
+from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -291,7 +291,7 @@ def draw_worst(stack: Stack, method: Method) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--output", required=True, help="folder of quality.csv and quality.md")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
@@ -322,17 +322,15 @@ def add_scene_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
     group.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
     group.add_argument("--depth", help="their depth maps, near = 0")
-    group.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
-    group.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--max_scenes", type=COUNT, help="use the first ones only; default: all")
+    group.add_argument("--max_side", type=SIDE, metavar="PIXELS", help="cut the pictures; default: whole")
+    group.add_argument("--seed", type=SEED, default=0)
 
 
 def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program with a reason if those flags do not go together."""
     if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
         parser.error("--photos needs --segments or --depth, one of the two")
-    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
-        parser.error("--max_scenes and --max_side: a number above 0")
 
 
 def scene_settings(args: argparse.Namespace) -> dict:

@@ -24,7 +24,7 @@ from pictures.reading import read_depth, read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
 from records import MadeFrom
-from utils import HelpFormatter, UserError, command, number_of, random_generator
+from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, number_of, random_generator
 
 PROGRAM = "make_datasets/make_dataset.py"
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
@@ -242,7 +242,7 @@ def random_recipe(num_frames: int, rng: np.random.Generator, leave_out: Sequence
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
     files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
@@ -250,10 +250,16 @@ def parse_args(argv=None) -> argparse.Namespace:
                        help="gets image_stacks/SCENE/1.png .., depth_maps/SCENE.png, AiF/SCENE.png")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--num_frames", type=int, nargs="+", default=[8, 12, 16, 20, 24],
+    stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
                         help="frames of a stack, drawn per picture")
-    stacks.add_argument("--seed", type=int, default=0)
+    stacks.add_argument("--seed", type=SEED, default=0)
     optics = parser.add_argument_group("optics and camera (the defaults are Algorithm 1)")
+    frames = number(float, -10_000, 10_000)
+    types = {
+        "psf": str, "growth": number(float, 0, 100), "variation": SHARE, "before": frames, "after": frames,
+        "uneven": number(float, 0, 0.99), "noise": number(float, 0, 255), "exposure": SHARE, "colour": SHARE,
+        "gamma": SHARE, "jpeg": number(int, 0, 100),
+    }
     helps = {
         "psf": "gaussian or disc",
         "growth": "radius of the circle of confusion per frame of defocus, pixels",
@@ -262,7 +268,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "occlusion": "a defocused foreground spreads over its background",
         "before": "frames of the sweep in front of the scene; negative: it starts inside",
         "after": "frames behind the scene",
-        "uneven": "variation of the focus steps, share",
+        "uneven": "variation of the focus steps, share below 1",
         "noise": "standard deviation of the noise, grey levels of 255",
         "exposure": "variation of a frame's brightness, share",
         "colour": "variation of a frame's colour channels, share",
@@ -274,11 +280,9 @@ def parse_args(argv=None) -> argparse.Namespace:
             optics.add_argument(f"--{field.name}", action="store_true", help=helps[field.name])
         else:
             choices = ("gaussian", "disc") if field.name == "psf" else None
-            optics.add_argument(f"--{field.name}", type=type(field.default), default=field.default, choices=choices,
+            optics.add_argument(f"--{field.name}", type=types[field.name], default=field.default, choices=choices,
                                 help=helps[field.name])
     args = parser.parse_args(argv)
-    if min(args.num_frames) < 1:
-        parser.error("--num_frames: at least 1")
     if args.before + args.after >= min(args.num_frames):
         parser.error("--before and --after leave no frame for the scene: raise --num_frames")
     return args

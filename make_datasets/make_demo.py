@@ -25,7 +25,7 @@ from outputs import open_output  # noqa: E402
 from pictures.values import to_uint8  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
 from records import MANIFEST  # noqa: E402
-from utils import HelpFormatter, command, random_generator  # noqa: E402
+from utils import FRAMES, SEED, Parser, command, number, random_generator  # noqa: E402
 
 PROGRAM = "make_datasets/make_demo.py"
 PICTURES = {  # names in skimage.data
@@ -87,15 +87,15 @@ def write_demo_scene(root: Path, folders: tuple[str, str, str], scene: str, imag
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--assets_dir", default=str(Path(__file__).resolve().parents[1] / "assets"),
                         help="gets motorcycle/1.png ..; one that other programs made is kept")
-    parser.add_argument("--num_frames", type=int, default=12, help="frames of the motorcycle stack")
-    parser.add_argument("--scale", type=float, default=0.6, help="of the motorcycle pictures")
+    parser.add_argument("--num_frames", type=FRAMES, default=12, help="frames of the motorcycle stack")
+    parser.add_argument("--scale", type=number(float, 0.05, 4), default=0.6, help="of the motorcycle pictures")
     parser.add_argument("--sets_dir", help="also make SETS_DIR/{train,val}/{AiF,depth,image_stacks,depth_maps} and "
                                            "SETS_DIR/test/{Demo,Motorcycle}/{dof_stack,AiF,depth}")
     parser.add_argument("--unsteady_dir", help="also write the motorcycle stack with every frame moved, to register")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
@@ -134,8 +134,8 @@ def make_sets(args: argparse.Namespace, motorcycle: np.ndarray, motorcycle_depth
     root = open_output(args.sets_dir, PROGRAM, settings, [], args.overwrite)
     training, testing = ("image_stacks", "depth_maps", "AiF"), ("dof_stack", "depth", "AiF")
     names = [(part, name) for part, members in PICTURES.items() for name in members]
-    for number, (part, name) in enumerate(tqdm(names, unit="scene")):
-        rng = random_generator(args.seed, number)
+    for k, (part, name) in enumerate(tqdm(names, unit="scene")):
+        rng = random_generator(args.seed, k)
         image, depth = load_picture(name, rng)
         num_frames = int(rng.choice((8, 12)))
         if part == "test":

@@ -20,7 +20,7 @@ from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
 from records import MadeFrom
-from utils import HelpFormatter, command, number_of, random_generator
+from utils import SEED, Parser, command, number, number_of, random_generator
 
 
 def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,
@@ -66,12 +66,14 @@ def stretch(depth: np.ndarray) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--segments_dir", required=True, help="label maps, 8- or 16-bit PNG, one value per segment")
     parser.add_argument("--output_dir", required=True, help="depth maps go here, 8-bit PNG of the same names, near = 0")
-    parser.add_argument("--tilt", type=float, default=0.3, help="largest tilt of a segment, share of the depth range")
-    parser.add_argument("--smooth", type=float, default=0.1, help="amplitude of the smooth field, same unit")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tilt", type=number(float, 0, 100), default=0.3,
+                        help="largest tilt of a segment, share of the depth range")
+    parser.add_argument("--smooth", type=number(float, 0, 100), default=0.1,
+                        help="amplitude of the smooth field, same unit")
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 

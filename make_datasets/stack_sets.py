@@ -35,7 +35,7 @@ from pictures.reading import check_alike, read_alike, read_image
 from pictures.values import quantize
 from pictures.writing import write_image
 from records import MadeFrom
-from utils import UserError
+from utils import COUNT, FRAMES, UserError
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack
@@ -73,24 +73,12 @@ def stack_parser(text: str, source: str, splits: Collection[str] = (), *, num_fr
     parser.description = text
     group = parser.add_argument_group("stacks")
     if num_frames:
-        group.add_argument("--num_frames", type=at_least(1), default=num_frames,
+        group.add_argument("--num_frames", type=FRAMES, default=num_frames,
                            help="frames of a stack that is rendered here")
-    group.add_argument("--every", type=at_least(1), default=1,
+    group.add_argument("--every", type=COUNT, default=1,
                        help="take one scene of so many, in the order of the names")
-    group.add_argument("--max_scenes", type=at_least(1), help="take the first so many of these; default: all")
+    group.add_argument("--max_scenes", type=COUNT, help="take the first so many of these; default: all")
     return parser
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads a command-line number of at least this."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
-
-    return number
 
 
 def check_unused(args: argparse.Namespace, reason: str, **defaults: object) -> None:

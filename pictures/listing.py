@@ -55,7 +55,8 @@ def _sort_files(directory: Path) -> tuple[list[Path], list[Path]]:
     entries = sorted((f for f in directory.iterdir() if not f.name.startswith(".")), key=natural_key)
     for path in entries:
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_file() and not path.is_dir():
-            raise UserError(f"{path}: a link that leads nowhere; repair or remove it")
+            raise UserError(f"{path}: a pipe or device, no file; remove it" if path.exists() else
+                            f"{path}: a link that leads nowhere; repair or remove it")
     files = [path for path in entries if path.is_file()]
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if any(path.suffix.lower() not in RAW_SUFFIXES for path in pictures):

@@ -25,7 +25,7 @@ from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
 from streaming.memory import GIB, card_memory, plan_memory
 from streaming.settings import add_fusion_flags, settings_from
-from utils import UserError, pick_device
+from utils import UserError, number, pick_device
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
@@ -54,7 +54,7 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument("--output_format", choices=("png", "tiff", "jpg"), default="png",
                        help="of the fused picture; jpg for 8-bit stacks only. The maps are always png")
-    group.add_argument("--quality", type=int, default=95, help="of jpg, 1 to 100")
+    group.add_argument("--quality", type=number(int, 1, 100), default=95, help="of jpg, 1 to 100")
     group.add_argument("--skip_existing", action="store_true", help="keep the results that are there")
     add_preparation_flags(parser)
     add_fusion_flags(parser)
@@ -62,8 +62,6 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
     """Make --reverse --order reverse. Raises UserError for flags that exclude each other."""
-    if not 1 <= args.quality <= 100:
-        raise UserError("--quality: a number from 1 to 100")
     if args.reverse and args.order == "auto":
         raise UserError("--reverse and --order auto exclude each other: give one")
     if many and args.save_transforms:

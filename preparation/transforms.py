@@ -12,7 +12,7 @@ import numpy as np
 from outputs import check_output, write_text
 from pictures.reading import read_image
 from preparation.frames import name_of_frame
-from utils import UserError
+from utils import UserError, check_file
 
 FORMAT = "focal stack transforms 1"
 
@@ -54,7 +54,7 @@ def load_transforms(path: str | Path,
     Raises UserError if the file is none, or of a stack of another size or number of frames.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(check_file(path).read_text())
         if content["format"] != FORMAT:
             raise ValueError("another format")
         matrices = np.array([row["matrix"] for row in content["frames"]], np.float64).reshape(-1, 3, 3)
@@ -64,8 +64,6 @@ def load_transforms(path: str | Path,
         inside = inside and left + width <= size[0] and top + height <= size[1]
         if not inside or not np.isfinite(matrices).all() or (np.abs(np.linalg.det(matrices)) < 1e-9).any():
             raise ValueError("impossible numbers")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not transforms that --save_transforms wrote ({error})") from None
     if len(matrices) != len(frames):

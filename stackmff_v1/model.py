@@ -165,7 +165,11 @@ class StackMFFV1(nn.Module):
     def read_out(self, attended: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit (B, H, W) and scores (B, N, H, W) of gated features; the logit sees 1 pixel to each side."""
         scores = self.score(attended)[:, 0]
-        return self.norm(self.smooth(scores.amax(1, keepdim=True)))[:, 0], scores
+        return self.smoothed(scores.amax(1)), scores
+
+    def smoothed(self, best: Tensor) -> Tensor:
+        """Return the logit (B, H, W) of the best scores over the frames (B, H, W)."""
+        return self.norm(self.smooth(best[:, None]))[:, 0]
 
 
 def nearest_frames(stack: Tensor, painted: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,20 @@ class Kept:
         if self.map is not None:
             self.file.close()
         self.tensor = self.map = None
+
+
+@dataclass
+class FocusMaps:
+    """What a network finds in a stack: maps (H, W) float32, and P where frames are to be mixed."""
+
+    index: np.ndarray  # focus index in frames, 0..N-1
+    confidence: np.ndarray | None  # 0..1; None from a network that has none
+    probabilities: Kept | None  # softened, uint8 (N, H, W)
+    painted: np.ndarray | None = None  # luma 0..1, of a network that paints
+
+    def close(self) -> None:
+        if self.probabilities:
+            self.probabilities.close()
 
 
 class Budget(NamedTuple):

@@ -198,7 +198,7 @@ def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
     frames, settings = make_stack(5, (70, 90, 3)), FusionSettings(**settings)
     without = fuse_stack(frames, load_model(weights), settings)
     if not fits:
-        monkeypatch.setattr("fusion.card_memory", lambda device: 1e-4 * GIB)
+        monkeypatch.setattr("streaming.passes.card_memory", lambda device: 1e-4 * GIB)
     for there, here in zip(fuse_stack(frames, load_model(weights, "cuda"), settings), without, strict=True):
         np.testing.assert_allclose(there, here, atol=1 if here.dtype == np.uint8 else 1e-3)
 
@@ -244,7 +244,7 @@ def test_a_temporary_file_changes_nothing_and_vanishes(untrained, kept_files, mo
     assert kept_files() == 0
     during = []
     compare = compare_frames
-    monkeypatch.setattr("fusion.compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
+    monkeypatch.setattr("streaming.passes.compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
     in_file = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64, max_memory=1e-6))
     assert during[0] > 0
     assert all(np.array_equal(a, b) for a, b in zip(in_memory, in_file, strict=True))

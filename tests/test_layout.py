@@ -22,7 +22,7 @@ ALLOWED = {  # what a room may import of ours, besides itself
     "dataset": {"make_datasets", "pictures", "utils"},
     "training": {"dataset", "model", "outputs", "pictures", "utils"},
     "train": {"dataset", "loss", "model", "pictures", "training", "utils"},
-    "stackmff_v1": {"dataset", "loss", "model", "pictures", "training", "utils"},
+    "stackmff_v1": {"dataset", "loss", "model", "pictures", "streaming", "training", "utils"},
     "evaluation": {"dataset", "loss", "outputs", "pictures", "records", "utils"},
     "evaluate": {"evaluation", "outputs", "records", "utils"},
     "prediction": {"dataset", "evaluation", "fusion", "loss", "model", "outputs", "pictures", "preparation",
@@ -32,7 +32,8 @@ ALLOWED = {  # what a room may import of ours, besides itself
     "predict_datasets": {"evaluation", "prediction", "utils"},
     "predict_pair_datasets": {"evaluation", "model", "pictures", "predict_datasets", "prediction", "utils"},
 }
-EVERYWHERE = ("main", "parse_args", "from_checkpoint")  # every script has the first two, every network the third
+# every script has the first two, every network the others
+EVERYWHERE = ("main", "parse_args", "from_checkpoint", "find_focus")
 FOLDERS = [path for path in sorted(ROOT.iterdir()) if path.is_dir() and path.name != "tests" and any(path.glob("*.py"))]
 FILES = [path for folder in (ROOT, *FOLDERS)
          for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))]
