@@ -160,7 +160,7 @@ class MadeFrom:
     def __init__(self, folder: Path) -> None:
         self.path = folder / SOURCES
         self.known: dict[str, dict] = {line["result"]: line for line in _read_lines(self.path)
-                                       if isinstance(line, dict)}
+                                       if isinstance(line, dict) and line.keys() == {"result", "key", "files"}}
 
     def holds(self, result: str, sources: Sequence[str | Path], key: Any = None) -> bool:
         """Tell whether a result that is there was made from these files as they are now, with this key.
