@@ -23,7 +23,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from evaluation.printed import PRINTED, PRINTED_COLUMNS, read_printed
+from evaluation.printed import PRINTED, PRINTED_COLUMNS, match_printed, read_printed
 from evaluation.report import RESULTS, compare_quality, report
 from evaluation.scores import score_all, write_rows
 from evaluation.sets import find_sets
@@ -53,7 +53,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     scores.add_argument("--no_reference", action="store_true",
                         help="the figures without truth also for datasets with truth")
     scores.add_argument("--paper", nargs="?", const=str(PRINTED), metavar="FILE",
-                        help=f"set printed figures beside Table 1: a CSV of {', '.join(PRINTED_COLUMNS)}; without a "
+                        help=f"set printed figures beside Table 1, whose luma is then rounded to 8 bit first, as "
+                        f"theirs was: a CSV of {', '.join(PRINTED_COLUMNS)}; without a "
                         "FILE those of the authors' README (its source column says which)")
     args = parser.parse_args(argv)
     names = [name for name, _ in args.results]
@@ -83,14 +84,16 @@ def main(argv=None) -> int:
         return 1
     settings = {"test_root": Path(args.test_root), "test_datasets": args.test_datasets}
     output = open_output(args.output_dir, "evaluate.py", settings, inputs, args.overwrite)
+    scored = [part.name for part in sets if part.aif]
+    beside = match_printed(printed, scored) if scored else []
     try:
-        scores, depths, blind = score_all(sets, output, args.no_reference)
+        scores, depths, blind = score_all(sets, output, args.no_reference, rounded=bool(beside))
         for name in RESULTS:  # of an earlier run, which may have had other methods
             remove_made(output / name)
         for name, rows in (("scores", scores), ("depth", depths), ("no_reference", blind)):
             write_rows(output / f"{name}.csv", rows)
         if scores:
-            compare_quality(scores, list(methods), args.colour, printed, output)
+            compare_quality(scores, list(methods), args.colour, beside, output)
         elif printed:
             print(f"notice: {args.paper}: not used, no dataset has AiF pictures to score with", file=sys.stderr)
         if depths:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from records import MANIFEST, MadeFiles, check_ours, claim, enter, open_folder
+from temporary import clean_leftovers, is_inside, temporary_name
 from utils import UserError
 
 # --------------------------------------------------------------------------- files and folders
@@ -24,29 +26,35 @@ from utils import UserError
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders.
 
-    Raises UserError, before anything is done, if what is there must not be replaced: a full folder, or in an open
-    output a file, that the program did not make.
+    What a killed run left beside it is removed, too. Raises UserError, before anything is done, if what is there must
+    not be replaced: a full folder, or in an open output a file, that the program did not make.
     """
     path = Path(path)
     check_ours(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        files = [path / file.relative_to(part) for file in part.rglob("*") if not file.is_dir()]
-        enter(*files if part.is_dir() else [path])
-        if part.is_dir() and path.is_dir():  # a folder cannot replace a full one
-            check_ours(path)
-            shutil.rmtree(path)
-        os.replace(part, path)
-    except OSError as error:  # writing to an open file names none
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+    clean_leftovers(path.parent)
+    suffix = path.suffix if len(path.suffix) < 10 else ""  # a folder's name may be long and have a dot
+    with temporary_name() as name, temporary_name() as other:
+        part, replaced = path.with_name(f".{name}.part{suffix}"), path.with_name(f".{other}.part")
+        try:
+            yield part
+            files = [path / file.relative_to(part) for file in part.rglob("*") if not file.is_dir()]
+            enter(*files if part.is_dir() else [path])
+            if part.is_dir() and path.is_dir():  # a folder cannot replace a full one, and a kill must not leave half
+                check_ours(path)
+                os.replace(path, replaced)
+            os.replace(part, path)
+        except OSError as error:
+            if error.errno and (error.filename is None or is_inside(error.filename, part)):
+                error.filename = str(path)  # the name that the user knows
+                del error.filename2
+            raise
+        finally:
+            for rest in (part, replaced):
+                if rest.is_dir():
+                    shutil.rmtree(rest)
+                else:
+                    rest.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -58,8 +66,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or, after an error or Ctrl-C, none; the first appears last.
 
-    Raises UserError if the disk is full or read-only.
+    Raises UserError if the disk is full or read-only, or if a folder is where a file goes.
     """
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, and a file of that name is to be written; move it away")
     path = None
     try:
         with contextlib.ExitStack() as parts:
@@ -117,6 +128,8 @@ def open_output(directory: str | Path, program: str, settings: Mapping[str, Any]
         if source is not None:
             check_apart(source, directory)
     settings = json.loads(json.dumps(dict(settings), default=_plain))
+    if directory.is_dir():
+        clean_leftovers(directory)
     made = MadeFiles(directory)
     manifest = directory / MANIFEST
     if directory.is_dir() and any(directory.iterdir()):
@@ -169,6 +182,32 @@ def _differences(former: dict, settings: dict) -> list[str]:
                                                   and os.path.realpath(former[name]) == value)]
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return what a program keeps of how its results were made: a JSON object; {} if there is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that also ask for this folder waiting, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 # --------------------------------------------------------------------------- logs and checkpoints
 
 
@@ -197,5 +236,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint of tensors and plain values, whole or not at all."""
     import torch
 
+    file = io.BytesIO()  # else the archive holds the temporary name: equal checkpoints are equal bytes
+    torch.save(checkpoint, file)
     with written_whole(path) as part:
-        torch.save(checkpoint, part)
+        part.write_bytes(file.getbuffer())

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from temporary import temporary_name
 from utils import UserError
 
 MANIFEST, FILES, SOURCES = RECORDS = ("made_with.json", "made_files.txt", "made_from.jsonl")
@@ -60,9 +61,10 @@ class MadeFiles:
                 (self.folder / parent).rmdir()
         if gone:
             self.names -= gone
-            part = self.path.with_name(f".{FILES}.{os.getpid()}")
-            part.write_text("".join(json.dumps(name) + "\n" for name in sorted(self.names)), encoding="utf-8")
-            os.replace(part, self.path)
+            with temporary_name() as temporary:
+                part = self.path.with_name(f".{temporary}.part")
+                part.write_text("".join(json.dumps(name) + "\n" for name in sorted(self.names)), encoding="utf-8")
+                os.replace(part, self.path)
 
     def there(self) -> bool:
         """Tell whether any of the files is there."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from records import remove_made
+from temporary import temporary_folder
 from utils import Parser, command
 
 # --------------------------------------------------------------------------- focal order
@@ -59,8 +59,8 @@ def main(argv=None) -> int:
     kept = args.save_transforms
     if args.register != "none":
         args.save_transforms = output / "transforms.json"
-    with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
-        prepared = prepare_stack(frames, args, Path(folder), progress=True)
+    with temporary_folder(output) as folder:
+        prepared = prepare_stack(frames, args, folder, progress=True)
         names = output_names(frames, prepared.order)
         for old in [path for path in output.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]:
             if old.name in names:
@@ -70,7 +70,7 @@ def main(argv=None) -> int:
                 prepared.report["notices"].append(f"notice: {old}: not made by this program, so it stays; but it would "
                                                   "be taken for a frame")
         for name, frame in zip(names, prepared.frames, strict=True):
-            if Path(frame).parent == Path(folder):
+            if isinstance(frame, Path) and frame.parent == folder:
                 with written_whole(output / name) as part:
                     os.replace(frame, part)
             else:

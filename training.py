@@ -6,6 +6,7 @@ A network plugs in as a `Task`; `train.py` is the shortest example.
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
-from outputs import CsvLog, save_checkpoint
+from outputs import CsvLog, save_checkpoint, written_whole
 from pictures.writing import write_image
 from utils import (
     SEED,
@@ -253,7 +254,9 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     check_same_start(run, last)
     folder.mkdir(parents=True, exist_ok=True)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
-    log = CsvLog(folder / "log.csv", append=run.epoch > 0)
+    if is_main():
+        cut_log(folder / "log.csv", run.epoch)
+    log = CsvLog(folder / "log.csv", append=True)
     board = SummaryWriter(str(folder)) if is_main() else None
     if is_main():
         print(f"{count_parameters(run.model)} parameters, {len(task.data)} stacks in {len(sampler)} batches per epoch, "
@@ -284,6 +287,19 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
             dist.barrier()
     if board:
         board.close()
+
+
+def cut_log(path: Path, epoch: int) -> None:
+    """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
+    if path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and int(row["epoch"]) <= epoch]  # whole rows
+        with written_whole(path) as part:
+            log = CsvLog(part)
+            for row in rows:
+                log.write(row)
+            part.touch()
 
 
 def check_same_start(run: Run, last: Path) -> None:

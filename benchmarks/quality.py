@@ -16,7 +16,6 @@ import csv
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
 from records import MadeFrom, digest
 from streaming.settings import FusionSettings
+from temporary import temporary_folder
 from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,9 +146,9 @@ def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: in
 
 def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
     """Give the stack as files to another program and return its picture. Raises UserError if there is none."""
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        places = {"{input_dir}": str(Path(folder, "frames")), "{output}": str(Path(folder, "fused.png"))}
-        write_frames(Path(folder, "frames"), stack.frames / np.float32(255))
+    with temporary_folder() as folder:
+        places = {"{input_dir}": str(folder / "frames"), "{output}": str(folder / "fused.png")}
+        write_frames(folder / "frames", stack.frames / np.float32(255))
         for name, path in places.items():
             parts = [part.replace(name, path) for part in parts]
         try:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from streaming.tiles import Part, cut_evenly, cut_tiles
 from utils import UserError, return_freed_memory
 
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
+REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
+# of the validation stacks 15 % have the right index, where P promises 53 %
 
 
 def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
@@ -32,7 +35,15 @@ def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings)
     budget = plan_memory(len(source), *source.size, settings, halo_of(model),
                          card_memory(next(model.parameters()).device))
     with closing(score_frames(source, model, settings, budget)) as features:
-        return compare_frames(features, source, model, settings, budget)
+        maps = compare_frames(features, source, model, settings, budget)
+    if len(source) > 1:
+        maps.confidence[surrounded(source.alike)] *= GUESS
+    return maps
+
+
+def surrounded(places: np.ndarray) -> np.ndarray:
+    """Return the places, bool (H, W), that have only others within REACH pixels."""
+    return cv2.erode(places.astype(np.uint8), np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
