@@ -21,14 +21,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output, written_whole
 from pictures.listing import index_by_stem
 from pictures.reading import read_depth, read_image
 from pictures.values import quantize, to_uint8
 from pictures.writing import write_image
-from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, random_generator
+from records import MadeFrom
+from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, number_of, random_generator
 
+PROGRAM = "make_datasets/make_dataset.py"
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
 
 
@@ -310,20 +311,20 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)} | {"noise": args.noise / 255})
     scenes = match_scenes(args.aif_dir, args.depth_dir)
-    for source in (args.aif_dir, args.depth_dir):
-        check_apart(Path(source), Path(args.output_dir))
-    settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
+    inputs = {name: Path(getattr(args, name)) for name in ("aif_dir", "depth_dir")}
+    settings = asdict(recipe) | inputs | {"num_frames": args.num_frames, "seed": args.seed}
     settings["depth_maps"] = "focus index"  # once they were the source's depth: the two are not mixed in a folder
-    output = open_output(args.output_dir, settings, args.overwrite)
-    made = 0
-    for k, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
-        stack_dir = output / "image_stacks" / scene
-        if stack_dir.is_dir():  # written last and whole
+    output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
+    made_from, made = MadeFrom(output), 0
+    for scene, sources in tqdm(scenes.items(), unit="stack"):
+        if (output / "image_stacks" / scene).is_dir() and made_from.holds(scene, sources):  # written last and whole
             continue
-        rng = random_generator(args.seed, k)
-        write_scene(output, scene, aif_path, depth_path, int(rng.choice(args.num_frames)), recipe, rng)
+        rng = random_generator(args.seed, number_of(scene))  # another scene more or less changes no other one
+        write_scene(output, scene, *sources, int(rng.choice(args.num_frames)), recipe, rng)
+        made_from.note(scene, sources)
         made += 1
     print(f"{made} stacks made, {len(scenes) - made} already there: {output}")
+    made_from.tell_others(scenes)
     return 0
 
 
