@@ -61,13 +61,11 @@ def test_a_picture_comes_back_as_it_was_written(seed, height, width, colour, dty
     image = picture(seed, height, width, colour, dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
-        if dtype == np.uint16 and suffix == ".jpg":
-            with pytest.raises(UserError, match="JPEG holds 8 bits"):
+        if dtype == np.uint16 and suffix in (".jpg", ".bmp"):
+            with pytest.raises(UserError, match="holds 8 bits"):
                 write_image(path, image)
             assert not os.listdir(folder)
             return
-        if dtype == np.uint16 and suffix == ".bmp":
-            return  # OpenCV makes 8 bit of it: no program offers it
         write_image(path, image)
         back = read_image(path)
         assert os.listdir(folder) == [path.name]
