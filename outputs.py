@@ -9,8 +9,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from utils import UserError
+
+MANIFEST = "made_with.json"
 
 
 @contextlib.contextmanager
@@ -43,8 +46,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or, after an error or Ctrl-C, none; the first appears last.
 
-    Raises UserError if the disk is full or read-only.
+    Raises UserError if the disk is full or read-only, or if a folder is where a file goes.
     """
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, and a file of that name is to be written; move it away")
     path = None
     try:
         with contextlib.ExitStack() as parts:
@@ -81,7 +87,7 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     Raises UserError if the directory holds something else and `overwrite` is not given.
     """
     directory = check_output(directory)
-    manifest = directory / "made_with.json"
+    manifest = directory / MANIFEST
     settings = json.loads(json.dumps(settings, default=str))
     if overwrite and manifest.is_file():  # only what such a job made is ever removed
         shutil.rmtree(directory)
@@ -98,6 +104,32 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     if not manifest.is_file():
         write_text(manifest, json.dumps(settings, indent=1) + "\n")
     return directory
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return what a program keeps of how its results were made: a JSON object; {} if there is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that also ask for this folder waiting, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class CsvLog:

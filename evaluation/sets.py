@@ -22,6 +22,17 @@ class StackScene(NamedTuple):
         return self.source if isinstance(self.source, tuple) else list_frames(self.source)[0]
 
 
+def choose_datasets(test_root: str | Path, names: Sequence[str] | None) -> list[str]:
+    """Return the datasets to work on, each once: those named, or all of the root in natural order.
+
+    Raises UserError for a name that is a path: what is written under it would lie elsewhere.
+    """
+    for name in names or ():
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UserError(f"--test_datasets {name!r}: a folder's plain name in {test_root}, not a path")
+    return list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
+
+
 def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
     """Return the folders of a dataset's stacks. Raises UserError if there are none."""
     return [StackScene(folder.name, folder) for folder in list_folders(stack_folder(root))], []
@@ -47,7 +58,7 @@ class Set(NamedTuple):
 
 def find_sets(test_root: str, names: Sequence[str] | None, methods: Mapping[str, str]) -> list[Set] | None:
     """Return the datasets with all methods' pictures, or None after printing everything that is wrong with them."""
-    names = list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
+    names = choose_datasets(test_root, names)
     sets, errors = [], []
     for name in names:
         try:

@@ -396,7 +396,8 @@ class Case:
 
     def __init__(self, tmp_path, write_stack, weights, monkeypatch, request):
         self.monkeypatch, self.request = monkeypatch, request
-        self.root, self.folder, self.output = tmp_path / "A", tmp_path / "A" / "image_stack" / "in", tmp_path / "out"
+        self.root, self.output = tmp_path / "test" / "A", tmp_path / "out"
+        self.folder = self.root / "image_stack" / "in"
         self.write_stack = write_stack
         write_stack(self.folder)
         self.options = {"--input_dir": self.folder, "--output_dir": self.output, "--model_path": weights,
