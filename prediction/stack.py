@@ -6,16 +6,16 @@ import argparse
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
-from fusion import fuse_stack
-from model import StackMFFV2
+from fusion import check_network, fuse_stack, gives_confidence
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -23,12 +23,12 @@ from pictures.values import colorize, to_uint8
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
-from streaming.memory import GIB, card_memory, plan_memory
 from streaming.settings import add_fusion_flags, settings_from
-from utils import UserError, number, pick_device
+from utils import UserError, number
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
-MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
+CONFIDENCE = "confidence.png"
+MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", CONFIDENCE)
 GO_ON = "add --skip_existing to go on from here"
 
 
@@ -72,6 +72,17 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
     settings_from(args)
 
 
+def choose_results(names: Iterable[str], model: nn.Module, args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return those of the results that the network gives, and lines that say which it does not.
+
+    names: with or without suffix. Raises UserError if the flags do not go with the network.
+    """
+    check_network(model, settings_from(args))
+    missing = [] if gives_confidence(model) else [name for name in names if Path(name).stem == Path(CONFIDENCE).stem]
+    return ([name for name in names if name not in missing],
+            [f"{name}: left out, {args.model_path} holds {model.network}, which gives none" for name in missing])
+
+
 def tell(line: str) -> None:
     """Print a line for people, above the progress bars."""
     tqdm.write(line, file=sys.stderr)
@@ -85,7 +96,7 @@ def open_stack(source: Path) -> list[Path | Page]:
     return frames
 
 
-def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.Namespace,
+def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace,
                progress: bool = False) -> StackResult:
     """Prepare and fuse frames that are given in the order of their names.
 
@@ -111,8 +122,10 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
         index = last - result.index if last and steps[0] < 0 else result.index
     depth = result.index / max(last, 1)
     maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, np.rint(depth * 65535).astype(np.uint16),
-            colorize(depth), to_uint8(result.confidence))
+            colorize(depth), None if result.confidence is None else to_uint8(result.confidence))
     files = {f"fused.{args.output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
+    if result.confidence is None:
+        del files[CONFIDENCE]
     return StackResult(files, read_metadata(frames[len(frames) // 2]), args.quality, report, notices)
 
 
@@ -120,9 +133,3 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
     """Return a line for each set of frames that hold the same picture."""
     return [f"warning: {', '.join(frames[k].name for k in numbers)} are the same picture; remove copies"
             for numbers in source.duplicates]
-
-
-def estimate_memory(source: FrameSource, args: argparse.Namespace) -> float:
-    """Return the GiB of main memory that fusing is planned to need."""
-    card = card_memory(pick_device(args.device))
-    return plan_memory(len(source), *source.size, settings_from(args), card=card).needed / GIB

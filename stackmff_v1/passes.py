@@ -35,6 +35,7 @@ FRAME_HALO = 18  # nine blocks of two convolutions over three frames each
 BYTES = 900  # of the U-Net per pixel and frame, as measured
 FEATURE_BYTES = 64  # of what the attention reads, per pixel and frame
 TILE_MEMORY = 4 * GIB  # unless a budget is given
+GIVES_CONFIDENCE = False
 
 
 class Tile(NamedTuple):
@@ -66,9 +67,8 @@ def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings)
     """
     check_settings(settings)
     device = next(model.parameters()).device
-    stride = model.config.stride
-    shape = len(source), *(math.ceil(side / stride) * stride for side in source.size)
-    plan = plan_tiles(shape, stride, settings, card_memory(device))
+    stride, shape = model.config.stride, padded_shape(source, model)
+    plan = plan_stack(source, model, settings)
     with closing(Kept(shape, torch.float32, plan.stack_in_file)) as stack:
         for k, frame in enumerate(source.read_all("reading")):
             stack.tensor[k] = pad_to_stride(torch.from_numpy(luma(frame, source.white)), stride)
@@ -88,6 +88,16 @@ def check_settings(settings: FusionSettings) -> None:
     for flag in (flag for flag, given in wrong.items() if given):
         raise UserError(f"{flag}: StackMFF V1 has no probabilities and no recurrent stage; leave it out, "
                         "or give weights of StackMFF-V2")
+
+
+def padded_shape(source: FrameSource, model: StackMFFV1) -> tuple[int, int, int]:
+    stride = model.config.stride
+    return len(source), *(math.ceil(side / stride) * stride for side in source.size)
+
+
+def plan_stack(source: FrameSource, model: StackMFFV1, settings: FusionSettings) -> Plan:
+    return plan_tiles(padded_shape(source, model), model.config.stride, settings,
+                      card_memory(next(model.parameters()).device))
 
 
 def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card: int | None = None) -> Plan:
