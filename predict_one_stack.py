@@ -133,13 +133,14 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
 def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
              args: argparse.Namespace) -> dict[str, Any]:
     """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
-    begin, names = time.perf_counter(), list(results.files)
+    names = list(results.files)
     frames = open_stack(stack)
     made_with = run | {"fused_from": describe_frames_made_from(frames)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     if kept:
         return {"status": "skipped", "files": names, "notices": notices}
+    begin = time.perf_counter()
     result = fuse_files(frames, model, args, progress=True)
     if args.overview:
         result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,

@@ -140,11 +140,10 @@ def predict_scene(scene: StackScene, output: Path, model: nn.Module, args: argpa
     suffixes: by kind of result. Returns the seconds from files to arrays, or "" if the results were there.
     """
     results = results_of(scene, output, suffixes, run["program"])
-    begin = time.perf_counter()
     frames = scene.frames() if isinstance(scene.source, tuple) else open_stack(scene.source)
     made_with = {**run, "fused_from": describe_frames_made_from(frames)}
     kept, notices = results.are_kept(made_with, args.skip_existing, scene.name)
-    seconds: float | str = ""
+    begin, seconds = time.perf_counter(), ""
     if not kept:
         result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
         seconds = time.perf_counter() - begin

@@ -68,8 +68,10 @@ class Results:
         if not os.path.lexists(self.record):
             return {"files": {}, "replaced": {}, "settings": {}, "fused_from": []}
         record = read_record(self.record)
-        if not all(isinstance(record.get(name), kind) for name, kind in (
-                ("files", dict), ("replaced", dict), ("settings", dict), ("fused_from", list))):
+        whole = all(isinstance(record.get(name), kind) for name, kind in (
+            ("program", str), ("files", dict), ("replaced", dict), ("settings", dict), ("fused_from", list)))
+        if not whole or any(Path(name).is_absolute() or ".." in Path(name).parts
+                            for name in record["files"] | record["replaced"]):
             whose = f"of {record['program']}" if record.get("program") else "not a record of this program, or damaged"
             raise UserError(f"{self.record}: {whose}; give another --output_dir, or move what is there away")
         if record["program"] != self.program:
@@ -150,7 +152,7 @@ class Results:
     def _remove_stale(self, known: Mapping[str, Any]) -> None:
         """Remove files of earlier results that are none of these."""
         for name in known["replaced"].keys() - known["files"].keys():
-            if self._look_at(name, known) in ("is of an earlier run", "is damaged"):
+            if self._look_at(name, known) == "is of an earlier run":
                 (self.folder / name).unlink()
 
 
