@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from pytorch_optimizer import SOAP
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -252,7 +253,7 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
         run.restore(last, device, args.lr_decay)
     check_same_start(run, last)
     folder.mkdir(parents=True, exist_ok=True)
-    model = DistributedDataParallel(run.model) if world > 1 else run.model
+    model = share_training(run.model) if world > 1 else run.model
     log = CsvLog(folder / "log.csv", append=run.epoch > 0)
     board = SummaryWriter(str(folder)) if is_main() else None
     if is_main():
@@ -284,6 +285,37 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
             dist.barrier()
     if board:
         board.close()
+
+
+def share_training(model: nn.Module) -> nn.Module:
+    """Return the network for training in several processes; its batch norms see the whole batch, as in one process."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SharedBatchNorm
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the samples of all processes. PyTorch's own runs on graphics cards only."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # the class that this one takes the place of has any
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        dims = [0, *range(2, x.ndim)]
+        count = torch.tensor([x.numel() / x.shape[1]], dtype=torch.float64, device=x.device)
+        dist.all_reduce(count)
+        mean = all_reduce(x.float().sum(dims)) / count.float()
+        centred = x - mean.view(-1, *[1] * (x.ndim - 2))
+        variance = all_reduce(centred.float().square().sum(dims)) / count.float()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)).float(), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale.view(-1, *[1] * (x.ndim - 2)) + self.bias.view(-1, *[1] * (x.ndim - 2))
 
 
 def check_same_start(run: Run, last: Path) -> None:

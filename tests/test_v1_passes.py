@@ -5,29 +5,11 @@ import pytest
 import torch
 
 from fusion import FusionSettings, fuse_stack
-from model import load_model, model_checkpoint
-from outputs import save_checkpoint
+from model import load_model
 from pictures.values import luma
 from stackmff_v1 import passes
-from stackmff_v1.model import StackMFFV1, V1Config
 from stackmff_v1.passes import cut_stack, plan_tiles
 from utils import UserError
-
-SMALL = V1Config(channels=(4, 6, 8, 8, 8), squeeze=4)  # the same depth, quick
-
-
-@pytest.fixture(scope="module")
-def v1_weights(tmp_path_factory):
-    """A small network whose batch norms have seen data, so that nothing vanishes on the way."""
-    torch.manual_seed(0)
-    model = StackMFFV1(SMALL).train()
-    with torch.no_grad():
-        for _ in range(5):
-            model(torch.rand(2, 3, 48, 48))
-    path = tmp_path_factory.mktemp("weights") / "v1.pth"
-    save_checkpoint(path, model_checkpoint(model))
-    return path
-
 
 @pytest.fixture
 def model(v1_weights):
