@@ -115,17 +115,10 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
     if not settings.max_memory and card is None:
         allowed = min(allowed, TILE_MEMORY)
     plans = []
-    for parts in range(1, n + 1):
-        frames = math.ceil(n / parts)
-        deep = min(n, frames + 2 * FRAME_HALO)
-        side = settings.tile or math.isqrt(int(allowed / BYTES / deep)) - 2 * HALO
-        sizes = frames, *2 * [max(LEAST_SIDE, side // stride * stride)]
-        reads = [[stop - start for _, (start, stop) in cuts] for cuts in cut_axes(shape, sizes, stride)]
-        largest, work = (math.prod(map(figure, reads)) for figure in (max, sum))
-        fits = largest * BYTES <= allowed
-        plans.append((not fits, work if fits else largest, sizes, largest * BYTES))
-        if settings.tile or frames == 1:
-            break
+    for axes in itertools.product(*(list_cuts(axis, settings.tile) for axis in axes_of(shape, stride))):
+        sizes, largest, reads = zip(*axes, strict=True)
+        working, work = BYTES * math.prod(largest), math.prod(reads)
+        plans.append((working > allowed, working if working > allowed else work, sizes, working))
     too_large, _, sizes, working = min(plans)
     if too_large and not settings.tile:
         raise UserError(f"StackMFF V1 needs {(limit - room + working / 0.75) / GIB:.1f} GiB for this stack and may use "
@@ -138,19 +131,44 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
     return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0))
 
 
-def cut_axes(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[list[tuple[tuple[int, int], ...]]]:
-    """Cut each axis of (N, H, W) into parts of at most that size: (start, stop), and the same with the border."""
-    axes = []
-    for length, size, step, halo in zip(shape, sizes, (1, stride, stride), (FRAME_HALO, HALO, HALO), strict=True):
-        axes.append([((start, stop), (max(0, start - halo), min(length, stop + halo)))
-                     for start, stop in cut_evenly(length, size, step)])
-    return axes
+class Axis(NamedTuple):
+    """Frames, rows or columns, how they may be cut."""
+
+    length: int
+    step: int  # parts begin at its multiples
+    halo: int
+    least: int  # size of a part
+
+
+def axes_of(shape: Sequence[int], stride: int) -> list[Axis]:
+    n, height, width = shape
+    return [Axis(n, 1, FRAME_HALO, 1), *(Axis(side, stride, HALO, LEAST_SIDE) for side in (height, width))]
+
+
+def cut_axis(axis: Axis, size: int) -> list[tuple[slice, slice]]:
+    """Cut an axis into parts of at most that size: each part, and the same with its border."""
+    return [(slice(start, stop), slice(max(0, start - axis.halo), min(axis.length, stop + axis.halo)))
+            for start, stop in cut_evenly(axis.length, size, axis.step)]
+
+
+def list_cuts(axis: Axis, tile: int | None) -> list[tuple[int, int, int]]:
+    """Return the ways to cut an axis: the parts' size, the longest that is read, and all that is read together."""
+    length, step, _, least = axis
+    if tile:  # the sides are given, the frames stay together
+        sizes = [length if step == 1 else max(least, tile // step * step)]
+    else:
+        sizes = [math.ceil(length / parts / step) * step for parts in range(1, math.ceil(length / least) + 1)]
+    cuts = []
+    for size in dict.fromkeys(sizes):
+        reads = [read.stop - read.start for _, read in cut_axis(axis, size)]
+        cuts.append((size, max(reads), sum(reads)))
+    return cuts
 
 
 def cut_stack(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[Tile]:
     """Cut (N, H, W) into blocks of at most so many frames, rows and columns, with their borders."""
-    return [Tile(*(tuple(slice(*part[k]) for part in block) for k in (0, 1)))
-            for block in itertools.product(*cut_axes(shape, sizes, stride))]
+    cuts = (cut_axis(axis, size) for axis, size in zip(axes_of(shape, stride), sizes, strict=True))
+    return [Tile(*zip(*block, strict=True)) for block in itertools.product(*cuts)]
 
 
 def paint(stack: Kept, model: StackMFFV1, plan: Plan, device: torch.device, progress: bool) -> Tensor:

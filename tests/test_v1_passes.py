@@ -11,6 +11,7 @@ from stackmff_v1 import passes
 from stackmff_v1.passes import cut_stack, plan_tiles
 from utils import UserError
 
+
 @pytest.fixture
 def model(v1_weights):
     return load_model(v1_weights)
@@ -34,20 +35,25 @@ def painted(model, frames, **settings):
 
 
 def test_a_tile_is_exact_on_an_odd_size(model):
-    frames = make_stack(2, (413, 299))
-    np.testing.assert_allclose(painted(model, frames, tile=208), plain(model, frames)[1], atol=1e-4)
+    frames = make_stack(1, (299, 285))
+    np.testing.assert_allclose(painted(model, frames, tile=144), plain(model, frames)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("features", ["memory", "file", "none"])
 def test_blocks_of_frames_are_exact_whatever_is_kept(model, monkeypatch, features):
-    frames = make_stack(45, (21, 18))
+    frames = make_stack(41, (17, 16))
 
     def few_frames(shape, stride, *_):
         return passes.Plan(cut_stack(shape, (4, 1024, 1024), stride), features == "file", features, 0)
 
     monkeypatch.setattr(passes, "plan_tiles", few_frames)
-    assert len(few_frames((45, 32, 32), 16).tiles) == 12
+    assert len(few_frames((41, 32, 16), 16).tiles) == 11
     np.testing.assert_allclose(painted(model, frames), plain(model, frames)[1], atol=1e-4)
+
+
+def test_a_stack_that_fits_is_one_tile():
+    plan = plan_tiles((20, 304, 400), 16, FusionSettings(max_memory=4))  # 0.65 GiB and 2.04 for the U-Net
+    assert len(plan.tiles) == 1 and plan.features == "none"
 
 
 def test_a_budget_that_cannot_hold_a_tile_is_refused():
@@ -57,8 +63,8 @@ def test_a_budget_that_cannot_hold_a_tile_is_refused():
 
 def test_the_published_network_is_exact_in_tiles(shared):
     model = load_model(shared / "published" / "stackmff_v1.pth")
-    frames = make_stack(2, (30, 301))
-    np.testing.assert_allclose(painted(model, frames, tile=160), plain(model, frames)[1], atol=1e-4)
+    frames = make_stack(1, (16, 275))
+    np.testing.assert_allclose(painted(model, frames, tile=144), plain(model, frames)[1], atol=1e-4)
 
 
 def test_tiles_cover_the_stack_once_and_the_plan_keeps_its_budget():
