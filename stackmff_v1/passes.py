@@ -29,7 +29,7 @@ from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
 from utils import UserError, available_memory
 
-HALO = 128  # pixels; 118 reach into a tile, and tiles begin at multiples of the pooling's 16
+HALO = 128  # pixels; the U-Net sees 122 to each side, and tiles begin at multiples of the pooling's 16
 LEAST_SIDE = 64  # pixels of a tile: of smaller ones hardly anything would not be border
 FRAME_HALO = 18  # nine blocks of two convolutions over three frames each
 BYTES = 900  # of the U-Net per pixel and frame, as measured

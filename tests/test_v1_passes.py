@@ -8,6 +8,7 @@ from fusion import FusionSettings, fuse_stack
 from model import load_model
 from pictures.values import luma
 from stackmff_v1 import passes
+from stackmff_v1.model import StackMFFV1, V1Config
 from stackmff_v1.passes import cut_stack, plan_tiles
 from utils import UserError
 
@@ -112,3 +113,24 @@ def test_what_v1_does_not_have_is_refused(model, settings):
 def test_v2_does_not_paint(weights):
     with pytest.raises(UserError, match="does not paint"):
         fuse_stack(make_stack(2, (32, 32)), load_model(weights), FusionSettings(sampling="painted"))
+
+
+def reach(features, stack, axis):
+    """Return how far in the input what a sum of features depends on lies from the middle of an axis, both ways."""
+    gradient, = torch.autograd.grad(features.sum(), stack, retain_graph=True)
+    seen = gradient.abs().sum([d for d in range(4) if d != axis]).nonzero()
+    return int(seen.min()), int(seen.max())
+
+
+def test_the_borders_are_as_wide_as_the_network_sees():
+    model = StackMFFV1(V1Config(channels=(4, 6, 8, 8, 8), squeeze=4)).double().eval()
+    for parameter in model.parameters():
+        parameter.data.abs_()  # nothing cancels
+    model.unet.pool = torch.nn.AvgPool3d((1, 2, 2))  # all that the maximum may choose
+    wide = torch.rand(1, 1, 16, 432, dtype=torch.float64, requires_grad=True)
+    features = model.features(wide)
+    edges = [reach(features[..., x], wide, 3) for x in range(208, 224)]
+    furthest = max(max(x - low, high - x) for x, (low, high) in zip(range(208, 224), edges, strict=True))
+    assert furthest == 122 <= passes.HALO
+    deep = torch.rand(1, 61, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert reach(model.features(deep)[:, :, 30], deep, 1) == (30 - passes.FRAME_HALO, 30 + passes.FRAME_HALO)
