@@ -42,6 +42,7 @@ def focus_target(depth: np.ndarray, num_frames: int) -> np.ndarray:
     """Return the normalised depth of Eq. 9 that a stack of Algorithm 1 has: index / (N - 1) for depth (H, W) in 0..1.
 
     Algorithm 1's bins put depth d in frame floor(d * N), which d itself as the target misses by up to half a frame.
+    The inverse is `index_depth`: make_dataset.py writes depth maps that give the stack's own index, whatever its sweep.
     """
     return focus_positions(depth, num_frames, continuous=True) / np.float32(max(num_frames - 1, 1))
 

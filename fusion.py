@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ from model import load_model
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
 from streaming.frames import FrameSource
-from streaming.memory import GIB, FocusMaps, Kept
+from streaming.memory import FocusMaps, Kept
 from streaming.settings import FusionSettings
 from utils import UserError, pick_device
 
@@ -123,9 +123,9 @@ def gives_confidence(model: nn.Module) -> bool:
     return passes_of(model).GIVES_CONFIDENCE
 
 
-def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSettings) -> float:
-    """Return the GiB of main memory that fusing is planned to need."""
-    return passes_of(model).plan_stack(source, model, settings).needed / GIB
+def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSettings) -> Any:
+    """Return how fusing is planned to fit into the memory: `needed` and `allowed`, bytes."""
+    return passes_of(model).plan_stack(source, model, settings)
 
 
 def open_model(args: argparse.Namespace) -> nn.Module:

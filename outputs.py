@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from temporary import clean_leftovers, is_inside, temporary_name
 from utils import UserError
 
 MANIFEST = "made_with.json"
@@ -18,23 +20,32 @@ MANIFEST = "made_with.json"
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders."""
+    """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders.
+
+    What a killed run left beside it is removed, too.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        if part.is_dir() and path.is_dir():  # a folder cannot replace a full one
-            shutil.rmtree(path)
-        os.replace(part, path)
-    except OSError as error:  # writing to an open file names none
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+    clean_leftovers(path.parent)
+    suffix = path.suffix if len(path.suffix) < 10 else ""  # a folder's name may be long and have a dot
+    with temporary_name() as name, temporary_name() as other:
+        part, replaced = path.with_name(f".{name}.part{suffix}"), path.with_name(f".{other}.part")
+        try:
+            yield part
+            if part.is_dir() and path.is_dir():  # a folder cannot replace a full one, and a kill must not leave half
+                os.replace(path, replaced)
+            os.replace(part, path)
+        except OSError as error:
+            if error.errno and (error.filename is None or is_inside(error.filename, part)):
+                error.filename = str(path)  # the name that the user knows
+                del error.filename2
+            raise
+        finally:
+            for rest in (part, replaced):
+                if rest.is_dir():
+                    shutil.rmtree(rest)
+                else:
+                    rest.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -87,6 +98,8 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     Raises UserError if the directory holds something else and `overwrite` is not given.
     """
     directory = check_output(directory)
+    if directory.is_dir():
+        clean_leftovers(directory)
     manifest = directory / MANIFEST
     settings = json.loads(json.dumps(settings, default=str))
     if overwrite and manifest.is_file():  # only what such a job made is ever removed
@@ -156,5 +169,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint of tensors and plain values, whole or not at all."""
     import torch
 
+    file = io.BytesIO()  # else the archive holds the temporary name: equal checkpoints are equal bytes
+    torch.save(checkpoint, file)
     with written_whole(path) as part:
-        torch.save(checkpoint, part)
+        part.write_bytes(file.getbuffer())

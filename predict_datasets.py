@@ -10,6 +10,9 @@ dataset and summary.csv. PSNR and SSIM use a data range of 255; registered stack
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import sys
 

@@ -10,6 +10,9 @@ fused.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import json
 import os
@@ -24,7 +27,9 @@ from torch import nn
 
 from fusion import estimate_memory, open_model
 from outputs import MANIFEST, check_output
+from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
+from pictures.profiles import with_one_profile
 from prediction.overview import make_overview
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run
 from prediction.stack import (
@@ -40,6 +45,7 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
+from streaming.memory import GIB
 from streaming.settings import settings_from
 from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
 
@@ -154,13 +160,15 @@ def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Modul
 def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
     frames = open_stack(stack)
-    source = FrameSource(frames, progress=True)
+    check_headers(frames)
+    one_profile, converted = with_one_profile(frames)
+    source = FrameSource(one_profile, progress=True)
     for _ in source.read_all("checking"):
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
-    memory = round(estimate_memory(source, model, settings_from(args)), 2)
+    memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": memory, "notices": describe_duplicates(frames, source)}
+            "memory_gib": memory, "notices": converted + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

@@ -10,6 +10,9 @@ focus_map/NAME.png: 0 where the pixel comes from A, 255 where it comes from B.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import re
 import sys

@@ -12,10 +12,12 @@ sweep only: the two are in similar focus, the ends are not.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from temporary import temporary_folder
 from utils import Parser, command
 
 # --------------------------------------------------------------------------- focal order
@@ -59,10 +62,10 @@ def main(argv=None) -> int:
     kept = args.save_transforms
     if args.register != "none":
         args.save_transforms = output / "transforms.json"
-    with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
-        prepared = prepare_stack(frames, args, Path(folder), progress=True)
+    with temporary_folder(output) as folder:
+        prepared = prepare_stack(frames, args, folder, progress=True)
         for name, frame in zip(output_names(frames, prepared.order), prepared.frames, strict=True):
-            if Path(frame).parent == Path(folder):
+            if isinstance(frame, Path) and frame.parent == folder:
                 os.replace(frame, output / name)
             else:
                 write_image(output / name, read_image(frame))

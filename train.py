@@ -9,6 +9,9 @@ events and a picture per validation set. `torchrun --nproc_per_node N train.py .
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -6,6 +6,7 @@ A network plugs in as a `Task`; `train.py` is the shortest example.
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,6 @@ import torch
 import torch.distributed as dist
 from pytorch_optimizer import SOAP
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
-from outputs import CsvLog, save_checkpoint
+from outputs import CsvLog, save_checkpoint, written_whole
 from pictures.writing import write_image
 from utils import (
     SEED,
@@ -123,7 +123,10 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--save_dir", default="checkpoints")
     group.add_argument(*names["--save_name"], default=save_name)
     group.add_argument("--init_path", metavar="PATH", help="weights to begin with, of an earlier stage or another set")
-    group.add_argument("--resume", action="store_true", help="go on from last.pth, or begin if there is none")
+    group.add_argument("--resume", action="store_true",
+                       help="go on from last.pth, or begin if there is none; of the flags only these may change: "
+                            f"{', '.join(name for name in MAY_CHANGE if name not in ('resume', 'init_path'))}, and the "
+                            "places of files")
     group.add_argument("--eval_interval", type=number(int, 1, 10**9), default=1, help="epochs between validations")
     group.add_argument("--save_minutes", type=number(float, 0, 1e6), default=10,
                        help="minutes between checkpoints within an epoch")
@@ -165,7 +168,9 @@ class Run:
         self.half = half_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.settings = {name: value for name, value in vars(args).items()
-                         if name not in MAY_CHANGE and not is_place(name)} | {"data": data_digest(task.data)}
+                         if name not in MAY_CHANGE and not is_place(name)}
+        self.settings["data"] = data_digest(task.data)
+        self.settings["val_data"] = {name: data_digest(part) for name, part in task.val_sets.items()}
         self.epoch = self.step = 0  # step: of this epoch
         self.best = float("inf")
         self.totals = dict.fromkeys(("loss", *task.parts), 0.0)
@@ -202,16 +207,15 @@ class Run:
             self.totals.update(state["totals"])
         except Exception as error:  # torch raises many kinds, some without words
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: cannot be resumed ({reason[:300]}); train anew without --resume") from None
+            raise UserError(f"{path}: cannot be resumed ({reason}); resume with what it was made with, or give another "
+                            "--save_name to train anew") from None
 
     def compare_settings(self, state: dict) -> None:
         """Raise ValueError naming every setting that is not the checkpoint's."""
-        kind = state.get("kind", "adamw")  # there was no other
-        if kind != self.kind:
-            raise ValueError(f"it was made with --optimizer {kind}")
-        made_with = state.get("settings", {})  # older checkpoints have none
-        differ = [f"the training stacks are others ({made_with[name]}, now {value})" if name == "data" else
-                  f"--{name} was {made_with[name]}, now {value}"
+        made_with = {"optimizer": state.get("kind", "adamw")} | state.get("settings", {})  # older ones have neither
+        words = {"data": "the training stacks or their numbers of frames are others",
+                 "val_data": "the validation stacks are others"}
+        differ = [words.get(name, f"--{name} was {made_with[name]}, now {value}")
                   for name, value in self.settings.items() if name in made_with and made_with[name] != value]
         if differ:
             raise ValueError("; ".join(differ))
@@ -219,7 +223,7 @@ class Run:
 
 def is_place(flag: str) -> bool:
     """Return whether a flag names files: they may have moved, their content is compared."""
-    return flag.split("_")[0] in ("train", "val", "use", "datapath") and flag != "training_image_size"
+    return flag.split("_")[0] in ("train", "val", "use", "datapath") and flag != "val_image_size"
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
@@ -252,21 +256,28 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     if last.is_file():
         run.restore(last, device, args.lr_decay)
     check_same_start(run, last)
+    if run.step > len(sampler):
+        raise UserError(f"{last}: cannot be resumed (it is at step {run.step} of an epoch that has {len(sampler)}: "
+                        "other stacks or another --batch_size); give another --save_name to train anew")
     folder.mkdir(parents=True, exist_ok=True)
-    model = share_training(run.model) if world > 1 else run.model
-    log = CsvLog(folder / "log.csv", append=run.epoch > 0)
+    model = DistributedDataParallel(run.model) if world > 1 else run.model
+    if is_main():
+        cut_log(folder / "log.csv", run.epoch)
+    log = CsvLog(folder / "log.csv", append=True)
     board = SummaryWriter(str(folder)) if is_main() else None
     if is_main():
         print(f"{count_parameters(run.model)} parameters, {len(task.data)} stacks in {len(sampler)} batches per epoch, "
               f"validation: {', '.join(val_loaders) or 'none'}, {device}, from epoch {run.epoch + 1}")
 
     def save() -> None:
+        check_weights(run)
         if is_main():
             save_checkpoint(last, run.state())
 
     while run.epoch < args.num_epochs:
         begin = time.monotonic()
         trained = train_one_epoch(run, model, loader, sampler, args, device, save)
+        check_weights(run)
         row = {"epoch": run.epoch + 1, "lr": run.scheduler.get_last_lr()[0]}
         row |= {f"train_{name}": value for name, value in trained.items()}
         row |= task.describe(run.model)
@@ -287,35 +298,17 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
         board.close()
 
 
-def share_training(model: nn.Module) -> nn.Module:
-    """Return the network for training in several processes; its batch norms see the whole batch, as in one process."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = SharedBatchNorm
-    return DistributedDataParallel(model, broadcast_buffers=False)
-
-
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the samples of all processes. PyTorch's own runs on graphics cards only."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        pass  # the class that this one takes the place of has any
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        dims = [0, *range(2, x.ndim)]
-        count = torch.tensor([x.numel() / x.shape[1]], dtype=torch.float64, device=x.device)
-        dist.all_reduce(count)
-        mean = all_reduce(x.float().sum(dims)) / count.float()
-        centred = x - mean.view(-1, *[1] * (x.ndim - 2))
-        variance = all_reduce(centred.float().square().sum(dims)) / count.float()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)).float(), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(-1, *[1] * (x.ndim - 2)) + self.bias.view(-1, *[1] * (x.ndim - 2))
+def cut_log(path: Path, epoch: int) -> None:
+    """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
+    if path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and int(row["epoch"]) <= epoch]  # whole rows
+        with written_whole(path) as part:
+            log = CsvLog(part)
+            for row in rows:
+                log.write(row)
+            part.touch()
 
 
 def check_same_start(run: Run, last: Path) -> None:
@@ -367,8 +360,17 @@ def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: Equ
 def check_finite(value: float, what: str, run: Run) -> None:
     """Raise UserError at the first number that is none: the weights before it are the last good ones."""
     if not np.isfinite(value):
-        raise UserError(f"the {what} is {value} in step {run.step + 1} of epoch {run.epoch + 1}: training diverges; "
-                        "train with a lower --lr or --clip, or other loss weights (last.pth is from before it)")
+        validated = what == "validation loss"
+        where = f"after epoch {run.epoch}" if validated else f"in step {run.step + 1} of epoch {run.epoch + 1}"
+        raise UserError(f"the {what} is {value} {where}: training diverges; train with a lower --lr or --clip, or "
+                        "other loss weights (last.pth, if there is one, is from before it)")
+
+
+def check_weights(run: Run) -> None:
+    """Raise UserError if a weight is no number any more: no checkpoint gets those."""
+    states = (run.model.state_dict(), run.averaged.state_dict())
+    if not all(bool(torch.isfinite(values).all()) for state in states for values in state.values()):
+        check_finite(float("nan"), "sum of the weights", run)
 
 
 def validate(run: Run, loaders: dict[str, DataLoader], device: torch.device, folder: Path,

@@ -137,6 +137,14 @@ def complain(reason: str) -> None:
     print(f"error: {one_line(reason)}", file=sys.stderr)
 
 
+def complain_of_thread(args: Any) -> None:
+    """Say in one line what ended a thread on a full disk, as TensorBoard's; other errors are bugs."""
+    if isinstance(args.exc_value, OSError):
+        complain(describe_os_error(args.exc_value))
+    else:
+        threading.__excepthook__(args)
+
+
 def describe_os_error(error: OSError) -> str:
     """Return the system's words with the file before them, as far as it is known."""
     place = error.filename2 or error.filename
@@ -242,10 +250,12 @@ def screens() -> Iterator[None]:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may be no text at all
+    threading.excepthook = complain_of_thread
     with contextlib.redirect_stdout(Screen(sys.stdout)) as out, contextlib.redirect_stderr(Screen(sys.stderr)) as err:
         try:
             yield
         finally:
+            threading.excepthook = threading.__excepthook__
             out.flush()
             err.flush()
 
@@ -289,6 +299,11 @@ def optional_package(package: str, what: str, path: Path):
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
         raise UserError(f"{path}: {what} needs {package}: pip install -r requirements-formats.txt") from None
+
+
+def describe_bytes(size: float) -> str:
+    """Return a size as people read it, in MiB or GiB."""
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{max(size / (1 << 20), 0.1):.3g} MiB"
 
 
 # --------------------------------------------------------------------------- torch
@@ -341,6 +356,30 @@ def start_processes(device_name: str, backend: str | None = None):
     torch.distributed.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"),
                                          timeout=timedelta(days=1))  # one may have more to do than the others
     return device
+
+
+def local_processes() -> int:
+    """Return how many processes torchrun started on this machine; they share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def calculates_in_bfloat16(device, cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
+    """Return whether a torch device has bfloat16 arithmetic. Where it does not, that is slower than full precision.
+
+    cpuinfo: the system's description of its processor; without one, as on macOS and Windows, torch is asked.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return True
+    try:
+        words = set(Path(cpuinfo).read_text().split())
+    except OSError:
+        known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in every version
+        return known() if known else True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})  # x86, ARM
 
 
 def available_memory() -> int:

@@ -11,6 +11,9 @@ index, scores.csv and OUTPUT_DIR/METHOD/summary.csv. The exit code is 0 only if 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import functools
 import sys
@@ -27,6 +30,7 @@ from evaluation.sets import StackScene, choose_datasets, find_scenes, find_truth
 from outputs import MANIFEST, check_apart, check_output
 from pictures.listing import Page
 from pictures.metadata import Metadata, read_metadata
+from pictures.profiles import with_one_profile
 from pictures.reading import read_alike
 from pictures.writing import encode_image
 from prediction.datasets import (
@@ -71,7 +75,9 @@ def fuse_to_files(source: Path, results: Results, name: str, skip_existing: bool
     seconds: float | str = ""
     if not kept:
         begin = time.perf_counter()
-        frames, index = FrameFiles(paths, progress), None
+        one_profile, converted = with_one_profile(paths)
+        notices = [*notices, *converted]
+        frames, index = FrameFiles(one_profile, progress), None
         if "depth.png" in results.files:
             fused, index = method.fuse_index(frames)
         else:

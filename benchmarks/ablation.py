@@ -21,10 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import match_scenes

@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score
 from fusion import fuse_stack, open_model
 from model import StackMFFV2, regress_focus

@@ -17,17 +17,19 @@ import hashlib
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import BASELINES
 from fusion import Fusion, fuse_stack, open_model
 from loss import image_quality
@@ -40,6 +42,7 @@ from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
 from streaming.settings import FusionSettings
+from temporary import temporary_folder
 from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +152,9 @@ def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: in
 
 def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
     """Give the stack as files to another program and return its picture. Raises UserError if there is none."""
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        places = {"{input_dir}": str(Path(folder, "frames")), "{output}": str(Path(folder, "fused.png"))}
-        write_frames(Path(folder, "frames"), stack.frames / np.float32(255))
+    with temporary_folder() as folder:
+        places = {"{input_dir}": str(folder / "frames"), "{output}": str(folder / "fused.png")}
+        write_frames(folder / "frames", stack.frames / np.float32(255))
         for name, path in places.items():
             parts = [part.replace(name, path) for part in parts]
         try:

@@ -16,21 +16,24 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.ablation import RECIPE, run_training, train_command
 from benchmarks.efficiency import processor_name
 from make_datasets.make_dataset import match_scenes
 from make_datasets.make_demo import load_motorcycle
 from pictures.values import to_uint8
 from pictures.writing import write_image
+from temporary import temporary_folder
 from utils import COUNT, FRAMES, SIDE, WORKERS, Parser, command, number, pick_device
 
 
@@ -74,9 +77,9 @@ def write_pictures(folder: Path) -> list[str]:
 
 def steps_per_second(mode: Mode, flags: Sequence[str], steps: int, processes: int) -> float:
     """Return the steps per second of the second epoch."""
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        run_training(*mode_command(mode, [*flags, "--save_dir", folder, "--save_name", "run"], processes))
-        with (Path(folder) / "run" / "log.csv").open(newline="") as file:
+    with temporary_folder() as folder:
+        run_training(*mode_command(mode, [*flags, "--save_dir", str(folder), "--save_name", "run"], processes))
+        with (folder / "run" / "log.csv").open(newline="") as file:
             return steps / float(list(csv.DictReader(file))[1]["seconds"])
 
 
@@ -114,9 +117,9 @@ def main(argv=None) -> int:
     repeats = math.ceil(args.steps * args.batch_size / pictures)
     steps = math.ceil(pictures * repeats / args.batch_size)
     rates: dict[Mode, list[float]] = {mode: [] for mode in modes}
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
+    with temporary_folder() as folder:
         source = (["--train_aif", args.photos, "--train_segments", *args.segments] if args.photos
-                  else write_pictures(Path(folder)))
+                  else write_pictures(folder))
         flags = [*source, *RECIPE, "--num_frames", str(args.num_frames), "--repeats", str(repeats),
                  "--training_image_size", str(args.training_image_size), "--batch_size", str(args.batch_size),
                  "--num_epochs", "2", "--num_workers", str(workers), "--device", str(device)]

@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output, written_whole
 from pictures.listing import index_by_stem
 from pictures.reading import read_depth, read_image
-from pictures.values import to_uint8
+from pictures.values import quantize, to_uint8
 from pictures.writing import write_image
 from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, random_generator
 
@@ -75,6 +78,11 @@ def focus_positions(depth: np.ndarray, planes: float, continuous: bool = False) 
         return np.clip(depth * planes - 0.5, 0, planes - 1).astype(np.float32)
     planes = max(1, round(planes))
     return np.clip(np.floor(depth.astype(np.float64) * planes + 1e-6), 0, planes - 1).astype(np.float32)
+
+
+def index_depth(index: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return the depth (H, W) in 0..1 that `focus_positions` reads as this continuous index (H, W) in 0..N-1."""
+    return (index + np.float32(0.5)) / np.float32(num_frames)
 
 
 def focus_sweep(num_frames: int, uneven: float, rng: np.random.Generator) -> np.ndarray:
@@ -246,7 +254,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
     files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
     files.add_argument("--output_dir", required=True,
-                       help="gets image_stacks/SCENE/1.png .., depth_maps/SCENE.png, AiF/SCENE.png")
+                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png (16 bit: the "
+                            "depth of that stack's focus index, which train.py and evaluate.py read as the truth)")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     stacks = parser.add_argument_group("stacks")
     stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
@@ -304,6 +313,7 @@ def main(argv=None) -> int:
     for source in (args.aif_dir, args.depth_dir):
         check_apart(Path(source), Path(args.output_dir))
     settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
+    settings["depth_maps"] = "focus index"  # once they were the source's depth: the two are not mixed in a folder
     output = open_output(args.output_dir, settings, args.overwrite)
     made = 0
     for k, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
@@ -326,9 +336,9 @@ def write_scene(output: Path, scene: str, aif_path: Path, depth_path: Path, num_
     if image.shape[:2] != depth.shape:
         raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has "
                         f"{image.shape[1]}x{image.shape[0]}; resize the depth map")
-    frames, _ = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
+    frames, index = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
     write_image(output / "AiF" / f"{scene}.png", image)
-    write_image(output / "depth_maps" / f"{scene}.png", read_image(depth_path))
+    write_image(output / "depth_maps" / f"{scene}.png", quantize(index_depth(index, num_frames), np.uint16))
     write_frames(output / "image_stacks" / scene, frames)
 
 

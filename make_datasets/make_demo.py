@@ -12,13 +12,16 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import cv2
 import numpy as np
 import skimage.data
 from skimage.segmentation import slic
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.make_dataset import synthesize, write_frames  # noqa: E402
 from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
 from outputs import open_output  # noqa: E402

@@ -9,11 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output
 from pictures.listing import index_by_stem

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from make_datasets.make_dataset import synthesize  # noqa: E402
+from make_datasets.make_dataset import index_depth, synthesize  # noqa: E402
 from make_datasets.sources import (  # noqa: E402
     Key,
     Name,
@@ -147,7 +147,7 @@ def focus_depth(disparity: np.ndarray, planes: Sequence[float], bits: int) -> np
         raise ValueError("no valid disparity")
     order = np.argsort(planes)  # np.interp wants them ascending
     position = np.interp(np.where(valid, disparity, planes[0]), np.asarray(planes)[order], order)  # NaN is no number
-    return fill_invalid(quantize((position + 0.5) / len(planes), np.uint16 if bits == 16 else np.uint8), valid)
+    return fill_invalid(quantize(index_depth(position, len(planes)), np.uint16 if bits == 16 else np.uint8), valid)
 
 
 # --------------------------------------------------------------------------- stacks

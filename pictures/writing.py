@@ -34,6 +34,8 @@ def encode_image(path: Path, image: np.ndarray, metadata: Metadata, quality: int
         return _encode_jpeg(path, image, metadata, quality)
     if suffix in TIFF_SUFFIXES:
         return _encode_tiff(image, metadata)
+    if image.dtype != np.uint8 and suffix != ".png":  # OpenCV would write 8 of them
+        raise UserError(f"{path}: {path.suffix or 'a file without suffix'} holds 8 bits, this picture has 16; use .png")
     bgr = image if image.ndim == 2 else image[..., ::-1]
     try:
         encoded, data = cv2.imencode(suffix, np.ascontiguousarray(bgr))

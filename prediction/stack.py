@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from fusion import check_network, fuse_stack, gives_confidence
+from fusion import check_network, estimate_memory, fuse_stack, gives_confidence
+from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -24,7 +25,8 @@ from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
 from streaming.settings import add_fusion_flags, settings_from
-from utils import UserError, number
+from temporary import temporary_folder
+from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 CONFIDENCE = "confidence.png"
@@ -61,7 +63,10 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
-    """Make --reverse --order reverse. Raises UserError for flags that exclude each other."""
+    """Make --reverse --order reverse, and --precision what the device can do.
+
+    Raises UserError for flags that exclude each other.
+    """
     if args.reverse and args.order == "auto":
         raise UserError("--reverse and --order auto exclude each other: give one")
     if many and args.save_transforms:
@@ -70,6 +75,10 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
         args.order = "reverse"
     check_flags(args)
     settings_from(args)
+    if args.precision == "reduced" and not calculates_in_bfloat16(pick_device(args.device)):
+        tell("--precision reduced: this processor has no 16-bit arithmetic and would be slower with it; "
+             "calculating with full precision")
+        args.precision = "full"
 
 
 def choose_results(names: Iterable[str], model: nn.Module, args: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -88,6 +97,11 @@ def tell(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
+@functools.cache  # of many like stacks one line
+def tell_once(line: str) -> None:
+    tell(line)
+
+
 def open_stack(source: Path) -> list[Path | Page]:
     """Return the frames of a folder or multi-page file in the order of their names, and say what is left out."""
     frames, others = list_frames(source)
@@ -104,11 +118,13 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
     1 at the last. Raises UserError if a frame cannot be read or does not go with the others.
     """
     frames = list(frames)
+    check_headers(frames)
     if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        prepared = prepare_stack(frames, args, Path(folder), progress)
+    with temporary_folder() as folder:
+        prepared = prepare_stack(frames, args, folder, progress)
         source = FrameSource(prepared.frames, progress)
+        say_if_exceeded(source, model, args)
         result = fuse_stack(source, model, settings_from(args, progress))
     order = np.array(prepared.order)
     report = dict(prepared.report)
@@ -133,3 +149,13 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
     """Return a line for each set of frames that hold the same picture."""
     return [f"warning: {', '.join(frames[k].name for k in numbers)} are the same picture; remove copies"
             for numbers in source.duplicates]
+
+
+def say_if_exceeded(source: FrameSource, model: nn.Module, args: argparse.Namespace) -> None:
+    """Tell if --max_memory is below what one frame needs: the budget cannot be kept then."""
+    budget = estimate_memory(source, model, settings_from(args))
+    if args.max_memory and budget.needed > budget.allowed:
+        height, width = source.size
+        each = f" in each of {local_processes()} processes" if local_processes() > 1 else ""
+        tell_once(f"warning: --max_memory {args.max_memory:g} is exceeded: frames of {width}x{height} pixels need "
+                  f"about {describe_bytes(budget.needed)}{each}")

@@ -24,10 +24,10 @@ from model import pad_to_stride
 from pictures.values import luma
 from stackmff_v1.model import PerAxis, StackMFFV1, apply_gates, nearest_frames, profiles
 from streaming.frames import FrameSource
-from streaming.memory import GIB, FocusMaps, Kept, card_memory
+from streaming.memory import GIB, FocusMaps, Kept, card_memory, memory_limit
 from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
-from utils import UserError, available_memory
+from utils import UserError
 
 HALO = 128  # pixels; the U-Net sees 122 to each side, and tiles begin at multiples of the pooling's 16
 LEAST_SIDE = 64  # pixels of a tile: of smaller ones hardly anything would not be border
@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     stack_in_file: bool
     features: str  # between the passes: memory, file or none
     needed: float  # bytes
+    allowed: float  # bytes
 
 
 def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings) -> FocusMaps:
@@ -105,7 +106,7 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
 
     Raises UserError if the smallest tiles do not fit.
     """
-    limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
+    limit = memory_limit(settings)
     n, height, width = shape
     room = limit - 0.65 * GIB - height * width * (4 * 4 + 3 * 6)  # torch, maps, frames being read, the picture
     stack = 4 * math.prod(shape)
@@ -128,7 +129,7 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
     where = "none" if len(tiles) == 1 else "memory" if features + working <= room else (
         "file" if 2 * features <= shutil.disk_usage(tempfile.gettempdir()).free else "none")
     room -= features if where == "memory" else 0
-    return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0))
+    return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0), limit)
 
 
 class Axis(NamedTuple):

@@ -10,6 +10,9 @@ processes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE = True
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
+REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
+# of the validation stacks 15 % have the right index, where P promises 53 %
 
 
 def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
@@ -31,7 +34,15 @@ def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings)
     check_settings(settings)
     budget = plan_stack(source, model, settings)
     with closing(score_frames(source, model, settings, budget)) as features:
-        return compare_frames(features, source, model, settings, budget)
+        maps = compare_frames(features, source, model, settings, budget)
+    if len(source) > 1:
+        maps.confidence[surrounded(source.alike)] *= GUESS
+    return maps
+
+
+def surrounded(places: np.ndarray) -> np.ndarray:
+    """Return the places, bool (H, W), that have only others within REACH pixels."""
+    return cv2.erode(places.astype(np.uint8), np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
 
 
 def check_settings(settings: FusionSettings) -> None:

@@ -55,7 +55,7 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
                        help="radius within which unsure pixels take over the focus index of sure ones, up to 1000; "
                             "0: off")
     group.add_argument("--max_memory", type=MEMORY, metavar="GB",
-                       help="budget of main memory; default: half of what is free")
+                       help="budget of main memory for all processes of this machine; default: half of what is free")
     group.add_argument("--tile", type=number(int, 32, 1 << 20), metavar="PIXELS",
                        help="side of the tiles, at least 32; default: what the memory allows")
 

@@ -106,6 +106,19 @@ def test_the_frames_are_not_changed(untrained):
     assert all(np.array_equal(a, b) for a, b in zip(frames, copies, strict=True))
 
 
+def test_where_all_frames_are_equal_the_confidence_is_low():
+    if not (ROOT / "model.pth").is_file():
+        pytest.skip("needs the trained weights model.pth")
+    model, frame = load_model(ROOT / "model.pth"), to_uint8(texture((64, 160, 3)))
+    assert fuse_stack([frame] * 8, model).confidence.max() < 0.5
+    other = frame.copy()
+    other[:, :60] = cv2.GaussianBlur(frame, (0, 0), 3)[:, :60]
+    confidence = fuse_stack([frame, other], model).confidence
+    assert confidence[:, 68:].max() < 0.5  # beyond 8 pixels of the last difference
+    assert (confidence[:, :52] > 0.8).mean() > 0.9
+    assert fuse_stack([frame], model).confidence.min() == 1  # of one frame there is no doubt
+
+
 def test_two_half_sharp_frames_fuse_to_their_sharp_halves():
     if not (ROOT / "model.pth").is_file():
         pytest.skip("needs the trained weights model.pth")
@@ -277,8 +290,8 @@ def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, ke
 
 
 def test_a_full_disk_is_said_before_the_work(monkeypatch):
-    monkeypatch.setattr("streaming.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
-    with pytest.raises(UserError, match="temporary files; set TMPDIR"):
+    monkeypatch.setattr("temporary.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
+    with pytest.raises(UserError, match=r"3.05 MiB needed for temporary files \(0.1 MiB free\); set TMPDIR"):
         Kept((10, 100, 100, 8), torch.float32, in_file=True)
 
 

@@ -9,12 +9,14 @@ import pytest
 from conftest import ROOT
 
 ALLOWED = {  # what a room may import of ours, besides itself
+    "interrupts": set(),  # of programs: the first import of each
     "utils": set(),
     "model": set(),
     "loss": set(),
-    "outputs": {"utils"},
+    "temporary": {"utils"},
+    "outputs": {"temporary", "utils"},
     "pictures": {"outputs", "utils"},
-    "streaming": {"model", "pictures", "utils"},
+    "streaming": {"model", "pictures", "temporary", "utils"},
     "fusion": {"model", "pictures", "streaming", "utils"},
     "preparation": {"outputs", "pictures", "utils"},
     "make_datasets": {"outputs", "pictures", "utils"},
@@ -25,8 +27,8 @@ ALLOWED = {  # what a room may import of ours, besides itself
     "evaluation": {"dataset", "loss", "outputs", "pictures", "utils"},
     "evaluate": {"evaluation", "outputs", "utils"},
     "prediction": {"dataset", "evaluation", "fusion", "loss", "model", "outputs", "pictures", "preparation",
-                   "streaming", "utils"},
-    "register_stack": {"outputs", "pictures", "preparation", "utils"},
+                   "streaming", "temporary", "utils"},
+    "register_stack": {"outputs", "pictures", "preparation", "temporary", "utils"},
     "predict_one_stack": {"fusion", "model", "outputs", "pictures", "prediction", "streaming", "utils"},
     "predict_datasets": {"evaluation", "prediction", "utils"},
     "predict_pair_datasets": {"evaluation", "model", "pictures", "predict_datasets", "prediction", "utils"},
@@ -55,7 +57,7 @@ def imports(path):
 @pytest.mark.parametrize("path", [p for p in FILES if name_of(p).split(".")[0] in ALLOWED], ids=name_of)
 def test_a_room_imports_only_what_it_may(path):
     room = name_of(path).split(".")[0]
-    assert OURS & set(imports(path)) <= ALLOWED[room] | {room}
+    assert OURS & set(imports(path)) <= ALLOWED[room] | {room, "interrupts"}
 
 
 def test_every_script_of_the_root_has_a_room_or_is_on_top():
@@ -80,6 +82,14 @@ def test_no_function_is_defined_in_two_files():
 
 
 SCRIPTS = [name_of(path) for path in FILES if "__name__ == \"__main__\"" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_imports_interrupts_before_packages(name):
+    code = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+    assert "import interrupts" in code and not [package for package in ("numpy", "cv2", "torch", "utils", "tqdm") if
+                                                f"\nimport {package}" in code.split("import interrupts")[0] or
+                                                f"\nfrom {package}" in code.split("import interrupts")[0]]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

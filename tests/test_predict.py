@@ -187,7 +187,7 @@ def test_an_overview_is_written_for_any_depth_and_format(predict, write_stack, t
 
 @pytest.mark.parametrize("shape, dtype, corner, place", [
     ((300, 500, 3), np.uint8, (100, 20), (20, 100)),
-    ((300, 500, 3), np.uint8, (900, -5), (0, 140)),  # from within the picture
+    ((300, 500, 3), np.uint8, (900, 0), (0, 140)),  # from within the picture
     ((40, 50), np.uint16, (3, 3), (0, 0)),  # smaller than the window
 ])
 def test_an_overview_at_full_size_shows_the_very_pixels(predict, write_stack, tmp_path, shape, dtype, corner, place):

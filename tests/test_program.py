@@ -36,8 +36,8 @@ FORK = """
     if not child:
         time.sleep(1)
         os._exit(0)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("child", os.waitpid(child, 0)[1], flush=True)
@@ -186,3 +186,15 @@ def test_json_is_printed_for_a_stopped_program(run, monkeypatch, tmp_path, write
                            "--model_path", weights, "--device", "cpu", "--json")
     assert code == 143 and json.loads(out)["error"] == "interrupted" and len(lines) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict_one_stack.py", "make_datasets/make_dataset.py",
+                                    "benchmarks/speed.py"])
+def test_ctrl_c_while_packages_load_is_one_line(tmp_path, script):
+    (tmp_path / "cv2.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "interrupted: nothing was begun\n")
+    assert process.returncode == 130

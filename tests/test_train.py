@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import predict_one_stack
 import train
+import training
 from dataset import Key
 from loss import focus_loss
 from model import StackMFFV2, load_model
@@ -160,7 +163,117 @@ def test_a_file_that_is_no_checkpoint_cannot_be_resumed(data, tmp_path, capsys):
 def test_a_run_goes_on_with_the_optimizer_it_began_with(data, tmp_path, capsys):
     assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
     assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--resume", "--optimizer", "soap")) == 1
-    assert "cannot be resumed (it was made with --optimizer adamw)" in capsys.readouterr().err
+    assert "cannot be resumed (--optimizer was adamw, now soap)" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_only_with_the_settings_and_stacks_that_it_began_with(data, tmp_path, capsys, monkeypatch):
+    flags = ("--num_epochs", "1", "--ema", "0.9")
+    assert train.main(two_sets(data, tmp_path, *flags)) == 0
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+
+    def refused(*more):
+        capsys.readouterr()
+        assert train.main([*two_sets(data, tmp_path), *flags, "--num_epochs", "2", "--resume", *more]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "cannot be resumed (" in lines[0] and "another --save_name" in lines[0]
+        assert (tmp_path / "run" / "last.pth").read_bytes() == before
+        return lines[0]
+
+    line = refused("--batch_size", "3", "--lr", "2e-3", "--ema", "0.5", "--training_image_size", "48", "--seed", "1",
+                   "--clip", "2", "--num_frames", "2", "3", "--recipe", "diverse", "--ce_weight", "0.1")
+    for words in ("--batch_size was 2, now 3", "--lr was 0.001, now 0.002", "--ema was 0.9, now 0.5", "--seed was 0",
+                  "--training_image_size was 32, now 48", "--clip was 1.0", "--num_frames was [8, 12", "--recipe was",
+                  "--ce_weight was 0.0, now 0.1"):
+        assert words in line, words
+    assert "--val_image_size was 32, now 16" in refused("--val_image_size", "16")
+    assert "the training stacks or their numbers of frames are others" in refused("--use_train_dataset_2", "false")
+    assert "the validation stacks are others" in refused("--use_val_dataset_1", "false")
+    for name in ("image_stacks", "depth_maps"):  # the same stacks elsewhere
+        shutil.copytree(data / "set3" / name, tmp_path / "moved" / name)
+    moved = [flag.replace(f"{data}/set3", f"{tmp_path}/moved") for flag in two_sets(data, tmp_path)]
+    assert moved != two_sets(data, tmp_path)
+    assert train.main([*moved, *flags, "--num_epochs", "2", "--lr_decay", "0.5", "--resume"]) == 0
+
+
+def test_no_epoch_is_done_without_a_step(data, tmp_path, capsys):
+    """A checkpoint of the time before settings were kept, within an epoch that was longer."""
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
+    path = tmp_path / "run" / "last.pth"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]
+    torch.save(state | {"step": 99}, path)
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--resume")) == 1
+    assert "it is at step 99 of an epoch that has" in capsys.readouterr().err
+
+
+def test_training_that_diverges_stops_and_keeps_the_last_good_weights(data, tmp_path, capsys):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1", "--lr", "1e10", "--save_minutes", "0")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "training diverges; train with a lower --lr" in lines[0]
+    for path in (tmp_path / "run").glob("*.pth"):
+        load_model(path)  # refuses what is not finite
+    assert not (tmp_path / "run" / "log.csv").exists()
+
+
+@pytest.mark.parametrize("when", ["loss", "weights"])
+def test_a_loss_or_a_weight_that_is_no_number_reaches_no_checkpoint(data, tmp_path, monkeypatch, capsys, when):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")}
+    if when == "loss":
+        monkeypatch.setattr(train, "focus_loss", lambda *a, **k: (focus_loss(*a, **k)[0] * np.nan,
+                                                                  focus_loss(*a, **k)[1]))
+    else:
+        step = torch.optim.AdamW.step
+
+        def break_weights(optimizer, *args, **kwargs):
+            step(optimizer, *args, **kwargs)
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(torch.inf)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", break_weights)
+        monkeypatch.setattr(training, "check_finite", lambda value, what, run, check=training.check_finite:
+                            None if what in ("loss", "gradient") else check(value, what, run))
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--save_minutes", "0", "--resume")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"the {'sum of the weights' if when == 'weights' else 'loss'} is nan in step" in lines[0]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == before
+
+
+def test_weights_that_diverged_are_refused(tmp_path, write_stack, run):
+    model = StackMFFV2()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    torch.save({"model": model.state_dict(), "config": {}}, tmp_path / "nan.pth")
+    write_stack(tmp_path / "in")
+    code, out, lines = run(predict_one_stack.main, "--input_dir", tmp_path / "in", "--output_dir", tmp_path / "out",
+                           "--model_path", tmp_path / "nan.pth", "--device", "cpu")
+    assert (code, out) == (1, "") and len(lines) == 1 and "nan.pth: its weights are not finite" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(data, tmp_path, monkeypatch, capsys):
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 0
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.suffix == ".pth":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "2", "--resume")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and ".pth: No space left on device; make room" in lines[0]
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+
+
+def test_an_empty_checkpoint_is_one_line(data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pth").touch()
+    assert train.main(two_sets(data, tmp_path, "--resume")) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "last.pth: cannot be resumed" in lines[0]
 
 
 def test_runs_of_any_seed_are_validated_on_the_same_stacks(data):

@@ -45,7 +45,7 @@ def test_blocks_of_frames_are_exact_whatever_is_kept(model, monkeypatch, feature
     frames = make_stack(41, (17, 16))
 
     def few_frames(shape, stride, *_):
-        return passes.Plan(cut_stack(shape, (4, 1024, 1024), stride), features == "file", features, 0)
+        return passes.Plan(cut_stack(shape, (4, 1024, 1024), stride), features == "file", features, 0, 0)
 
     monkeypatch.setattr(passes, "plan_tiles", few_frames)
     assert len(few_frames((41, 32, 16), 16).tiles) == 11

@@ -107,7 +107,7 @@ def test_a_dry_run_tells_the_memory_of_v1(predict, write_stack, weights, v1_weig
     assert needed[0] < 1.2 and 2.6 < needed[1] < 3.4  # 900 bytes per pixel and frame
 
 
-WRONG = [("--speed", "fast"), ("--precision", "reduced"), ("--smooth", 5), ("--sampling", "blend")]
+WRONG = [("--speed", "fast"), ("--smooth", 5), ("--sampling", "blend")]
 
 
 @pytest.mark.parametrize("flags", WRONG, ids=lambda flags: flags[0])

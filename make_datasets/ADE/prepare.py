@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
 
 from make_datasets.sources import Name, Source, in_split, source_parser, write_photos  # noqa: E402
 from utils import command  # noqa: E402

@@ -15,9 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
+import numpy as np
 
 from make_datasets.sources import (  # noqa: E402
     Name,

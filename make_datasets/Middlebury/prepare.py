@@ -26,10 +26,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from make_datasets.sources import Name, Source, open_prepared, scene_names  # noqa: E402
 from make_datasets.stack_sets import (  # noqa: E402

@@ -24,9 +24,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
+import numpy as np
 
 from make_datasets.sources import Name, Source, open_prepared, scene_names  # noqa: E402
 from make_datasets.stack_sets import Expected, FocalStack, stack_parser, write_stacks  # noqa: E402

@@ -17,9 +17,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
+import numpy as np
 
 from make_datasets.sources import depth_picture, open_prepared, source_parser, write_scenes  # noqa: E402
 from pictures.listing import index_by_stem  # noqa: E402

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
 
 from make_datasets.NYU_V2.prepare import VAL, add_input_flags, opened_parts, parse_checked  # noqa: E402
 from make_datasets.sources import open_prepared  # noqa: E402

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
 
 from make_datasets.sources import Name, Source, open_prepared  # noqa: E402
 from make_datasets.stack_sets import (  # noqa: E402
