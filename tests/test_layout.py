@@ -35,7 +35,7 @@ ALLOWED = {  # what a room may import of ours, besides itself
     "predict_pair_datasets": {"evaluation", "model", "pictures", "predict_datasets", "prediction", "utils"},
 }
 # every script has the first two, every network the others
-EVERYWHERE = ("main", "parse_args", "from_checkpoint", "find_focus")
+EVERYWHERE = ("main", "parse_args", "from_checkpoint", "find_focus", "plan_stack", "check_settings")
 FOLDERS = [path for path in sorted(ROOT.iterdir()) if path.is_dir() and path.name != "tests" and any(path.glob("*.py"))]
 FILES = [path for folder in (ROOT, *FOLDERS)
          for path in sorted(folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"))]
