@@ -9,6 +9,7 @@ from collections import defaultdict
 import pytest
 from conftest import ROOT
 
+
 def read_rooms():
     """Return what a room may import of ours, besides itself, as docs/design.md states it: {room: names}."""
     page = (ROOT / "docs" / "design.md").read_text()
