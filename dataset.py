@@ -6,22 +6,24 @@ A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `target` (S
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from make_datasets.make_dataset import Recipe, focus_positions, match_scenes, random_recipe, synthesize
+from make_datasets.make_dataset import PARTS, Recipe, focus_positions, match_scenes, random_recipe, synthesize
 from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, smooth_depth
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import luma, pick_pixels
-from utils import UserError, list_folders, random_generator
+from utils import UserError, list_folders, number, random_generator
 
 
 class Key(NamedTuple):
@@ -61,6 +63,7 @@ class StackFolder(Dataset):
         references = index_by_stem(references) if references.is_dir() else {}
         chosen = take_subset(list(stacks), subset, seed)
         self.scenes = [(stacks[name], depths[name], references.get(name)) for name in chosen]
+        self.names = [folder.name for folder, _, _ in self.scenes]
         self.frame_counts = [len(list_images(folder)[0]) for folder, _, _ in self.scenes]
 
     def __len__(self) -> int:
@@ -104,6 +107,7 @@ class SyntheticStacks(Dataset):
         sources = [match_scenes(aif_dir, directory) for directory in segment_dirs or [depth_dir]]
         names = take_subset(list(sources[0]), subset, seed)
         self.scenes = [(sources[0][n][0], [s[n][1] for s in sources]) for n in names] * repeats
+        self.names = [aif_path.name for aif_path, _ in self.scenes]
         self.frame_counts = [0] * len(self.scenes)  # any
 
     def __len__(self) -> int:
@@ -183,6 +187,7 @@ class MixedStacks(Dataset):
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = list(parts)
         self.starts = np.cumsum([0] + [len(p) for p in self.parts])
+        self.names = [name for part in self.parts for name in part.names]
         self.frame_counts = [count for part in self.parts for count in part.frame_counts]
 
     def __len__(self) -> int:
@@ -243,3 +248,66 @@ class EqualFramesSampler(Sampler[list[Key]]):
             low, high = self.frame_range
             return int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
         return int(rng.choice(self.num_frames))
+
+
+def data_digest(data: Dataset) -> str:
+    """Return a short digest of a dataset's scenes and their frame counts, wherever they lie."""
+    scenes = zip(data.names, data.frame_counts, strict=True)
+    return hashlib.sha256(repr(list(scenes)).encode()).hexdigest()[:12]
+
+
+# --------------------------------------------------------------------------- flags of every training
+
+
+def add_synthesis_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `synthetic_training_set` and `synthetic_validation_sets` read."""
+    for part in ("train", "val"):
+        group = parser.add_argument_group(f"{part} stacks synthesised on the fly")
+        group.add_argument(f"--{part}_aif", metavar="DIR", help="all-in-focus pictures")
+        group.add_argument(f"--{part}_depth", metavar="DIR", help="their depth maps, near = 0; or")
+        group.add_argument(f"--{part}_segments", metavar="DIR", nargs="+", default=[],
+                           help="their label maps; of several folders one is drawn per stack")
+    group.add_argument("--recipe", choices=("paper", "diverse"), default="paper",
+                       help="paper: Algorithm 1; diverse: lenses, cameras and sweeps as they are")
+    group.add_argument("--leave_out", nargs="+", choices=list(PARTS), default=[],
+                       help="parts of the diversity to train without, for ablations; validation keeps them")
+    group.add_argument("--num_frames", type=number(int, 1, 10_000), nargs="+", default=[8, 12, 16, 20, 24],
+                       help="frames of a stack; two numbers with --recipe diverse: a range, drawn log-uniformly")
+    group.add_argument("--repeats", type=number(int, 1, 10**6), default=1, help="stacks per picture and epoch")
+
+
+def add_subset_flag(group: Any, part: str) -> None:
+    group.add_argument(f"--subset_fraction_{part}", type=number(float, 0, 1, above=True), default=1.0,
+                       help="share of the scenes used, seeded")
+
+
+def check_data_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fill in the size for validation. Ends the program with a line if flags do not go together."""
+    args.val_image_size = args.val_image_size or args.training_image_size
+    if args.leave_out and (args.recipe != "diverse" or not args.train_aif):
+        parser.error("--leave_out: only with --train_aif and --recipe diverse")
+
+
+def drawn_frame_range(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Return the range from which a stack's number of frames is drawn; None if it is one of --num_frames."""
+    return tuple(args.num_frames) if args.recipe == "diverse" and len(args.num_frames) == 2 else None
+
+
+def synthetic_training_set(args: argparse.Namespace) -> SyntheticStacks | None:
+    """Return the training stacks that the flags have synthesised, None without --train_aif."""
+    if not args.train_aif:
+        return None
+    return SyntheticStacks(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
+                           segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
+                           recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
+                           subset=args.subset_fraction_train)
+
+
+def synthetic_validation_sets(args: argparse.Namespace, seed: int) -> dict[str, SyntheticStacks]:
+    """Return the validation stacks that the flags have synthesised, by the name of their recipe."""
+    if not args.val_aif:
+        return {}
+    recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
+    return {name: SyntheticStacks(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
+                                  segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=seed,
+                                  subset=args.subset_fraction_val) for name, recipe in recipes.items()}

@@ -5,6 +5,7 @@ Letters: B batch, N frames, C channels, H height, W width.
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -274,6 +275,8 @@ class ModelConfig:
 
 
 class StackMFFV2(nn.Module):
+    network = "stackmff_v2"  # its name in FAMILY
+
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
@@ -353,13 +356,22 @@ def count_parameters(model: nn.Module) -> int:
 # --------------------------------------------------------------------------- checkpoints
 
 
-def model_checkpoint(model: StackMFFV2) -> dict:
-    """Return {"model", "config"}: all that `load_model` needs, as tensors and plain values."""
-    return {"model": model.state_dict(), "config": asdict(model.config)}
+# the networks of the family: where each is defined, and a parameter that only its published checkpoint has
+FAMILY = {"stackmff_v2": ("model", "feature_extraction.encoder1.0.weight"),
+          "stackmff_v1": ("stackmff_v1.model", "conv_blk1.conv1.0.weight"),
+          "event_stackmff": ("event_stackmff.model", "feature_extraction.im_enc1.weight")}
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> StackMFFV2:
-    """Read our checkpoint or the published one. Raises FileNotFoundError or ValueError with the remedy."""
+def model_checkpoint(model: nn.Module) -> dict:
+    """Return {"network", "config", "model"}: all that `load_model` needs, as tensors and plain values."""
+    return {"network": model.network, "config": asdict(model.config), "model": model.state_dict()}
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Read the weights of any network of the family, ours or published, and return the network they are for.
+
+    Raises FileNotFoundError or ValueError with the remedy.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights; give --model_path, or train with train.py")
@@ -369,18 +381,36 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> StackMFF
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, of many lines
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint ({reason[:80]}); give a StackMFF-V2 .pth file") from None
+        raise ValueError(f"{path}: not a readable checkpoint ({reason[:80]}); give a .pth file of StackMFF") from None
     try:
-        if "model" in checkpoint:
-            config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
-            model, state = StackMFFV2(ModelConfig(**config)), checkpoint["model"]
-        else:
-            model, state = StackMFFV2(ModelConfig(readout="stretch")), from_published(checkpoint)
-        model.load_state_dict(state, strict=True)
+        room = importlib.import_module(FAMILY[network_of(checkpoint)][0])
+        model = room.from_checkpoint(checkpoint)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: not StackMFF-V2 weights ({type(error).__name__}: {str(error).splitlines()[0][:80]});"
-                         " give a file written by train.py or the published checkpoint") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: not weights of StackMFF ({type(error).__name__}: {reason[:80]}); give a file that "
+                         "train.py wrote or a published checkpoint") from None
+    if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
+        raise ValueError(f"{path}: its weights are not finite, the training diverged; give other weights")
     return model.to(device).eval()
+
+
+def network_of(checkpoint: dict) -> str:
+    """Return the name in FAMILY of the network whose weights a checkpoint holds. KeyError if it is none."""
+    if "model" in checkpoint:
+        return checkpoint.get("network", "stackmff_v2")  # as long as there was no other, it was not named
+    keys = {key.removeprefix("module.") for key in checkpoint}
+    return next((name for name, (_, parameter) in FAMILY.items() if parameter in keys), "none of the family")
+
+
+def from_checkpoint(checkpoint: dict) -> StackMFFV2:
+    """Return StackMFF-V2 with the weights of a checkpoint, ours or the published one."""
+    if "model" in checkpoint:
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
+        model, state = StackMFFV2(ModelConfig(**config)), checkpoint["model"]
+    else:
+        model, state = StackMFFV2(ModelConfig(readout="stretch")), from_published(checkpoint)
+    model.load_state_dict(state, strict=True)
+    return model
 
 
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:

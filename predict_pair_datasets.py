@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 import predict_datasets
+from evaluation.sets import StackScene
 from model import StackMFFV2
 from pictures.listing import index_by_stem, list_images
-from predict_datasets import KINDS, StackScene, predict_all
-from predict_one_stack import StackResult, fuse_files
+from prediction.datasets import KINDS, predict_all
+from prediction.stack import StackResult, fuse_files
 from utils import UserError, command, list_folders, natural_key
 
 PAIR_FOLDERS = (("A", "B"), ("imageA", "imageB"), ("source_1", "source_2"))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import ctypes
 import functools
 import importlib
-import json
 import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,6 +27,48 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if "default: " in (action.help or "") else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help shows the defaults and whose errors are one line."""
+
+    def __init__(self, description: str | None = None, **kwargs: Any) -> None:
+        super().__init__(description=description, **{"formatter_class": HelpFormatter} | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def number(kind: type[int] | type[float], low: float, high: float, above: bool = False) -> Callable[[str], float]:
+    """Return an argparse type: a whole number (int) or a number (float) in low..high; above: low itself is not.
+
+    Whatever is not finite is refused.
+    """
+    noun = "a whole number" if kind is int else "a number"
+    must = f"{noun} {'above' if above else 'from'} {low:g} {'up to' if above else 'to'} {high:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+            if low <= value <= high and not (above and value == low):  # NaN is in no range
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text}: {must}")
+
+    return convert
+
+
+def boolean(text: str) -> bool:
+    """An argparse type: true or false, yes or no, 1 or 0."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r}: true or false")
+
+
+SEED = number(int, 0, 2**32 - 1)  # the type of --seed
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
@@ -76,108 +116,6 @@ def list_folders(directory: str | Path) -> list[Path]:
     if not folders:
         raise UserError(f"{directory}: no scene folders in it")
     return folders
-
-
-@contextlib.contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        if part.is_dir() and path.is_dir():  # a folder cannot replace a full one
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write several files, all of them or, after an error or Ctrl-C, none; the first appears last.
-
-    Raises UserError if the disk is full or read-only.
-    """
-    path = None
-    try:
-        with contextlib.ExitStack() as parts:
-            for path, data in files.items():
-                parts.enter_context(written_whole(path)).write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or choose another place") from None
-
-
-def check_output(directory: str | Path) -> Path:
-    """Return the output directory as a Path. Raises UserError if it can't be one: before hours of work, not after."""
-    directory = Path(directory)
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"{there}: is a file; give another output directory")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{there}: must not be written to; give another output directory")
-    return directory
-
-
-def check_apart(source: str | Path, output: str | Path) -> None:
-    """Raise UserError if one path lies in the other: --overwrite would remove the source, a walk find the output."""
-    source, output = Path(source).resolve(), Path(output).resolve()
-    if source.is_relative_to(output) or output.is_relative_to(source):
-        raise UserError(f"{output}: overlaps with the input {source}; give an output directory apart from it")
-
-
-def open_output(directory: str | Path, settings: dict, overwrite: bool = False) -> Path:
-    """Create the output directory of a long job, or reopen it to go on.
-
-    The settings are kept in `made_with.json`: the same settings resume, others are refused.
-    Raises UserError if the directory holds something else and `overwrite` is not given.
-    """
-    directory = check_output(directory)
-    manifest = directory / "made_with.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if overwrite and manifest.is_file():  # only what such a job made is ever removed
-        shutil.rmtree(directory)
-    if directory.is_dir() and any(directory.iterdir()):
-        if not manifest.is_file():
-            raise UserError(f"{directory}: not empty and not made by this program; give another output directory")
-        try:
-            made_with = json.loads(manifest.read_text())
-        except ValueError:
-            made_with = None  # damaged
-        if made_with != settings:
-            raise UserError(f"{directory}: made with other settings (made_with.json); add --overwrite to replace it")
-    directory.mkdir(parents=True, exist_ok=True)
-    if not manifest.is_file():
-        write_text(manifest, json.dumps(settings, indent=1) + "\n")
-    return directory
-
-
-class CsvLog:
-    """A CSV that grows row by row and survives an interruption. It keeps the columns of its first row."""
-
-    def __init__(self, path: str | Path, append: bool = False) -> None:
-        self.path = Path(path)
-        if not append:
-            self.path.unlink(missing_ok=True)
-
-    def write(self, row: dict) -> None:
-        columns = None
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                columns = next(csv.reader(file), None)
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
-            if not columns:
-                writer.writeheader()
-            writer.writerow(row)
 
 
 def optional_package(package: str, what: str, path: Path):
@@ -270,9 +208,3 @@ def return_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint of tensors and plain values, whole or not at all."""
-    import torch
-
-    with written_whole(path) as part:
-        torch.save(checkpoint, part)

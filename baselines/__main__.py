@@ -22,23 +22,15 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines import BASELINES, Baseline
+from evaluation.sets import StackScene, find_scenes, find_truth
+from outputs import CsvLog, check_apart, check_output, write_together
 from pictures.listing import Page
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_alike
 from pictures.writing import encode_image
-from predict_datasets import StackScene, find_scenes, find_truth, predict_dataset, print_summary
-from predict_one_stack import GO_ON, open_stack, tell
-from utils import (
-    CsvLog,
-    HelpFormatter,
-    UserError,
-    check_apart,
-    check_output,
-    command,
-    keep_freed_memory,
-    list_folders,
-    write_together,
-)
+from prediction.datasets import predict_dataset, print_summary
+from prediction.stack import GO_ON, open_stack, tell
+from utils import HelpFormatter, UserError, command, keep_freed_memory, list_folders
 
 
 class FrameFiles:

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import match_scenes
-from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, open_output, write_text
+from outputs import CsvLog, open_output, write_text
+from utils import HelpFormatter, UserError, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 

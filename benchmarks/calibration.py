@@ -34,15 +34,8 @@ from benchmarks.quality import (
 )
 from fusion import fuse_stack, open_model
 from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint
-from utils import (
-    CsvLog,
-    HelpFormatter,
-    command,
-    keep_freed_memory,
-    open_output,
-    save_checkpoint,
-    write_text,
-)
+from outputs import CsvLog, open_output, save_checkpoint, write_text
+from utils import HelpFormatter, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 

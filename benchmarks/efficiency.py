@@ -33,21 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import BASELINES
 from benchmarks.quality import read_csv
 from benchmarks.speed import PAPER_SIZES, write_stack
-from fusion import FusionSettings, fuse_stack, open_model
+from fusion import fuse_stack, open_model
 from model import StackMFFV2, count_parameters
+from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
-from utils import (
-    CsvLog,
-    HelpFormatter,
-    UserError,
-    command,
-    keep_freed_memory,
-    open_output,
-    pick_device,
-    write_text,
-    written_whole,
-)
+from streaming.settings import FusionSettings
+from utils import HelpFormatter, UserError, command, keep_freed_memory, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,11 +20,13 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import fusion
 from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score
-from fusion import FusionSettings, fuse_stack, open_model
+from fusion import fuse_stack, open_model
 from model import StackMFFV2, regress_focus
 from pictures.values import luma
+from streaming.memory import GIB
+from streaming.settings import FusionSettings
+from streaming.tiles import cut_evenly
 from utils import HelpFormatter, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +41,7 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
     with torch.inference_mode():
         plain = model(torch.from_numpy(np.stack([luma(frame) for frame in stack.frames]))[None])
     nearest = plain.index[0].round().numpy()
-    across = len(fusion.cut_evenly(nearest.shape[1], TILE, 1))  # tiles
+    across = len(cut_evenly(nearest.shape[1], TILE, 1))  # tiles
     for halo in HALOS:
         logits = []
 
@@ -47,8 +49,8 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
             logits.append(tile_logits)
             return regress_focus(tile_logits, *others)
 
-        with mock.patch.multiple(fusion, halo_of=lambda _, halo=halo: halo, regress_focus=keep,
-                                 STRIP_MEMORY=fusion.GIB):  # a tile at once
+        with mock.patch("fusion.halo_of", lambda _, halo=halo: halo), \
+             mock.patch.multiple("streaming.passes", regress_focus=keep, STRIP_MEMORY=GIB):  # a tile at once
             index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
         whole = torch.cat([torch.cat(logits[k : k + across], dim=3) for k in range(0, len(logits), across)], dim=2)
         yield float((np.rint(index) != nearest).mean()), float((whole - plain.logits).abs().max())

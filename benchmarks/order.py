@@ -45,21 +45,14 @@ from benchmarks.quality import (
     scene_settings,
     score,
 )
-from fusion import FusionSettings, fuse_stack, open_model
+from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import Recipe
+from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
-from register_stack import focus_features, focus_signature, order_by_sharpness, rank_agreement
-from utils import (
-    CsvLog,
-    HelpFormatter,
-    command,
-    keep_freed_memory,
-    open_output,
-    random_generator,
-    write_text,
-    written_whole,
-)
+from preparation.order import focus_features, focus_signature, order_by_sharpness, rank_agreement
+from streaming.settings import FusionSettings
+from utils import HelpFormatter, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,26 +28,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import BASELINES
-from fusion import FusionSettings, fuse_stack, open_model
+from fusion import fuse_stack, open_model
 from loss import image_quality
 from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
 from model import StackMFFV2
+from outputs import CsvLog, open_output, write_text, write_together
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
-from utils import (
-    CsvLog,
-    HelpFormatter,
-    UserError,
-    command,
-    keep_freed_memory,
-    open_output,
-    random_generator,
-    write_text,
-    write_together,
-)
+from streaming.settings import FusionSettings
+from utils import HelpFormatter, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 

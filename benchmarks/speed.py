@@ -27,13 +27,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fusion import FusionSettings, fuse_stack, open_model  # noqa: E402
+from fusion import fuse_stack, open_model  # noqa: E402
 from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
+from outputs import CsvLog, write_text
 from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.values import luma, pick_pixels
 from pictures.writing import write_image
-from utils import CsvLog, HelpFormatter, UserError, command, keep_freed_memory, pick_device, write_text
+from streaming.settings import FusionSettings  # noqa: E402
+from utils import HelpFormatter, UserError, command, keep_freed_memory, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {

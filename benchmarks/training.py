@@ -49,7 +49,7 @@ CPU_MODES = (
     Mode("memory kept, a process per core", per_core=True),
 )
 CUDA_MODES = (
-    Mode("float32", "import train; train.half_precision = lambda device: None"),
+    Mode("float32", "import train, training; training.half_precision = lambda device: None"),
     Mode("mixed precision"),
 )
 

@@ -19,11 +19,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from make_datasets.sources import check_apart, depth_picture  # noqa: E402
+from outputs import open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, command, open_output, pick_device
+from utils import HelpFormatter, UserError, command, pick_device
 
 
 def load_estimator(name: str, device: str):

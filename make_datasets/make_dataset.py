@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.sources import check_apart  # noqa: E402
+from outputs import open_output, written_whole
 from pictures.listing import index_by_stem
 from pictures.reading import read_depth, read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, command, open_output, random_generator, written_whole
+from utils import HelpFormatter, UserError, command, random_generator
 
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.make_dataset import synthesize, write_frames  # noqa: E402
 from make_datasets.segments_to_depth import planes_from_segments, stretch  # noqa: E402
+from outputs import open_output  # noqa: E402
 from pictures.values import to_uint8  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
-from utils import HelpFormatter, UserError, command, open_output, random_generator  # noqa: E402
+from utils import HelpFormatter, UserError, command, random_generator  # noqa: E402
 
 PICTURES = {  # names in skimage.data
     "train": ("camera", "astronaut", "rocket", "immunohistochemistry", "coins", "brick", "hubble_deep_field", "page"),

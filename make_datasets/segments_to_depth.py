@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.sources import check_apart  # noqa: E402
+from outputs import open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, command, open_output, random_generator
+from utils import HelpFormatter, command, random_generator
 
 
 def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,

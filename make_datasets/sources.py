@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from outputs import check_apart, open_output, write_text, written_whole
 from pictures.reading import read_image
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, check_apart, natural_key, open_output, write_text, written_whole
+from utils import HelpFormatter, UserError, natural_key
 
 Name = PurePosixPath  # a file's place inside its source
 Choose = Callable[[list[Name]], list[Name]]

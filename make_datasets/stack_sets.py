@@ -29,11 +29,12 @@ from make_datasets.sources import (  # noqa: E402
     scene_names,
     source_parser,
 )
+from outputs import written_whole
 from pictures.listing import list_images
 from pictures.reading import check_alike, read_alike, read_image
 from pictures.values import quantize
 from pictures.writing import write_image
-from utils import UserError, written_whole
+from utils import UserError
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from outputs import written_whole
 from pictures.listing import TIFF_SUFFIXES
 from pictures.metadata import EXIF_IFD, EXIF_KEPT, GPS_IFD, Metadata
-from utils import UserError, written_whole
+from utils import UserError
 
 
 def write_image(path: str | Path, image: np.ndarray, metadata: Metadata = Metadata(), quality: int = 95) -> None:  # noqa: B008

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from model import StackMFFV2, model_checkpoint  # noqa: E402
+from outputs import save_checkpoint  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
-from utils import save_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 

@@ -14,8 +14,9 @@ import train
 from benchmarks import ablation, training
 from benchmarks.ablation import COLUMNS, VARIANTS
 from model import StackMFFV2, model_checkpoint
+from outputs import save_checkpoint
 from pictures.writing import write_image
-from utils import UserError, save_checkpoint
+from utils import UserError
 
 
 @pytest.fixture
@@ -177,7 +178,8 @@ def test_a_process_per_core_has_one_thread_and_a_single_one_all(monkeypatch):
 def test_the_state_before_is_really_without():
     """What the modes take away is what train.py uses: both in one process, in place of its main."""
     before, half = training.CPU_MODES[0].without, training.CUDA_MODES[0].without
-    check = (f"assert train.half_precision.__module__ == 'train'; {half}; assert train.half_precision(None) is None; "
-             "assert train.keep_freed_memory() is None and train.keep_freed_memory.__name__ == '<lambda>'")
+    check = (f"import training; assert training.half_precision.__module__ == 'training'; {half}; "
+             "assert training.half_precision(None) is None; "
+             "assert training.keep_freed_memory() is None and training.keep_freed_memory.__name__ == '<lambda>'")
     done = subprocess.run([sys.executable, "-c", f"{before}; {check}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -273,23 +273,23 @@ def weights_are_truncated(case):
 
 def weights_of_another_network(case):
     return case.other_weights(lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path)) + \
-        ": not StackMFF-V2 weights"
+        ": not weights of StackMFF"
 
 
 def weights_with_a_part_missing(case):
     checkpoint = torch.load(case.options["--model_path"])
     del checkpoint["model"]["intra.head.weight"]
-    return case.other_weights(lambda path: torch.save(checkpoint, path)) + ": not StackMFF-V2 weights"
+    return case.other_weights(lambda path: torch.save(checkpoint, path)) + ": not weights of StackMFF"
 
 
 def weights_of_another_config(case):
     checkpoint = torch.load(case.options["--model_path"])
     checkpoint["config"]["colour"] = "green"
-    return case.other_weights(lambda path: torch.save(checkpoint, path)) + ": not StackMFF-V2 weights"
+    return case.other_weights(lambda path: torch.save(checkpoint, path)) + ": not weights of StackMFF"
 
 
 def weights_are_a_list(case):
-    return case.other_weights(lambda path: torch.save([1, 2], path)) + ": not StackMFF-V2 weights"
+    return case.other_weights(lambda path: torch.save([1, 2], path)) + ": not weights of StackMFF"
 
 
 class Trap:

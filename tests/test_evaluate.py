@@ -11,9 +11,31 @@ from scipy.stats import friedmanchisquare
 
 pytest.importorskip("matplotlib")
 
-import evaluate  # noqa: E402
 from dataset import focus_target  # noqa: E402
-from evaluate import alike_groups, compare_methods, critical_difference, main, measure_against_frames  # noqa: E402
+from evaluate import main  # noqa: E402
+from evaluation.figures import (
+    draw_differences,  # noqa: E402
+    draw_maps,  # noqa: E402
+)
+from evaluation.measures import (
+    average_gradient,  # noqa: E402
+    edges_kept,  # noqa: E402
+    measure_against_frames,  # noqa: E402
+    sobel_edges,  # noqa: E402
+    spatial_frequency,  # noqa: E402
+)
+from evaluation.printed import PRINTED, read_printed  # noqa: E402
+from evaluation.report import RESULTS  # noqa: E402
+from evaluation.statistics import (  # noqa: E402
+    alike_groups,
+    compare_methods,
+    critical_difference,
+    mean_scores,  # noqa: E402
+)
+from evaluation.tables import (
+    OVERALL,  # noqa: E402
+    QUALITY,  # noqa: E402
+)
 from pictures.reading import read_image  # noqa: E402
 from pictures.values import colorize  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
@@ -196,7 +218,7 @@ def test_printed_figures_missing_or_double(tree, run):
 
 
 def test_shipped_printed_figures_can_be_read():
-    rows = evaluate.read_printed(str(evaluate.PRINTED))
+    rows = read_printed(str(PRINTED))
     assert {row["dataset"] for row in rows} == {"Mobile Depth", "Middlebury", "FlyingThings3D", "Road-MF",
                                                 "NYU Depth V2"}
     assert all(row["source"] and 0 < row["ssim"] < 1 for row in rows)
@@ -224,7 +246,7 @@ def score_rows(values):
 def test_friedman_is_scipys():
     values = np.random.default_rng(0).normal(30, 5, (4, 14)).round(0)  # with ties
     values[0] += 5
-    test = compare_methods(score_rows(values), list("abcd"), evaluate.QUALITY[1])
+    test = compare_methods(score_rows(values), list("abcd"), QUALITY[1])
     expected = friedmanchisquare(*values)
     assert (test["chi2"], test["p"]) == pytest.approx(tuple(expected))
     assert (test["methods"], test["scenes"]) == (4, 14)
@@ -233,7 +255,7 @@ def test_friedman_is_scipys():
 
 
 def test_friedman_of_equal_methods_is_no_difference():
-    test = compare_methods(score_rows(np.full((3, 5), 30.0)), list("abc"), evaluate.QUALITY[1])
+    test = compare_methods(score_rows(np.full((3, 5), 30.0)), list("abc"), QUALITY[1])
     assert (test["chi2"], test["p"]) == (0, 1) and test["rank a"] == 2
 
 
@@ -277,10 +299,10 @@ def test_too_few_methods_or_scenes_is_a_notice(tree, run):
 @pytest.mark.parametrize("ranks", [[1.2, 2.0, 2.8], [1.0, 1.0, 2.5, 4.0, 4.0, 2.5]])
 def test_diagram_of_differences(ranks):
     names = [f"method {k}" for k in range(len(ranks))]
-    picture = evaluate.draw_differences(names, ranks, 1.5, "title")
+    picture = draw_differences(names, ranks, 1.5, "title")
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
     assert picture.shape[1] == pytest.approx(150 * (5 + 2 * (0.3 + 0.1 * len("method 0 (1.20)"))), abs=1)
-    taller = evaluate.draw_differences([*names, "d", "e"], [*ranks, 5, 6], 1.5, "title")
+    taller = draw_differences([*names, "d", "e"], [*ranks, 5, 6], 1.5, "title")
     assert taller.shape[0] > picture.shape[0]
     dark = picture.min(2) < 128
     assert dark.any() and not dark[:, 0].any() and not dark[:, -1].any() and not dark[-1].any()  # nothing cut off
@@ -288,7 +310,7 @@ def test_diagram_of_differences(ranks):
 
 def test_no_bar_without_a_group():
     def bars(difference):
-        picture = evaluate.draw_differences(list("abc"), [1, 2, 3], difference, "t")
+        picture = draw_differences(list("abc"), [1, 2, 3], difference, "t")
         thick = cv2.erode((picture.max(2) < 100).astype(np.uint8), np.ones((5, 41), np.uint8))
         return cv2.connectedComponents(thick)[0] - 1
 
@@ -296,8 +318,8 @@ def test_no_bar_without_a_group():
 
 
 def test_names_with_dollars_are_no_formulas():
-    assert evaluate.draw_differences(["$x_{$", "b", "c"], [1, 2, 3], 1, "t").size
-    assert evaluate.draw_maps({"$\\frac{$": noise(0)}, ()).size
+    assert draw_differences(["$x_{$", "b", "c"], [1, 2, 3], 1, "t").size
+    assert draw_maps({"$\\frac{$": noise(0)}, ()).size
 
 
 def test_focus_maps_and_depth_errors(tree, run):
@@ -321,7 +343,7 @@ def test_focus_maps_and_depth_errors(tree, run):
 
 def test_panels_wrap_and_large_ones_are_reduced():
     maps = {str(k): np.zeros((100, 1280), np.float32) for k in range(5)}
-    assert evaluate.draw_maps(maps, maps).shape == (2 * (50 + 24) + 30, 3 * 646 + 6, 3)
+    assert draw_maps(maps, maps).shape == (2 * (50 + 24) + 30, 3 * 646 + 6, 3)
 
 
 # --------------------------------------------------------------------------- refused
@@ -399,7 +421,7 @@ def test_older_results_do_not_stay(tree, run):
     assert code == 0 and errors == []
     out = tree / "out"
     first = {path.name for path in out.iterdir()}
-    assert first == {*evaluate.RESULTS, "focus_maps", "made_with.json"}  # all that is ever written
+    assert first == {*RESULTS, "focus_maps", "made_with.json"}  # all that is ever written
     (out / "notes.txt").write_text("mine")
     shutil.rmtree(tree / "c" / "A" / "depth")
     shutil.rmtree(tree / "c" / "B" / "depth")
@@ -416,7 +438,7 @@ def test_ctrl_c_says_that_scoring_begins_anew(tree, run, monkeypatch):
     method = predict(tree, "a")
     assert run(main, *arguments(tree, method))[0] == 0
     before = (tree / "out" / "table1.csv").read_bytes()
-    monkeypatch.setattr(evaluate, "score_picture", stop)
+    monkeypatch.setattr("evaluation.scores.score_picture", stop)
     code, _, errors = run(main, *arguments(tree, method))
     assert code == 130 and len(errors) == 1 and errors[0].endswith("the same command scores everything anew")
     assert (tree / "out" / "table1.csv").read_bytes() == before
@@ -470,7 +492,7 @@ def test_blur_lowers_the_figures():
     for name in ("qabf", "qabf_strongest"):
         values = [figures[key][name] for key in pictures]
         assert values == sorted(values, reverse=True) and values[0] > values[-1] + 0.5
-    for measure in (evaluate.average_gradient, evaluate.spatial_frequency):
+    for measure in (average_gradient, spatial_frequency):
         values = [measure(p) for p in pictures.values()]
         assert values == sorted(values, reverse=True)
 
@@ -488,8 +510,8 @@ def test_the_sharp_halves_are_the_best_fusion_of_a_stack():
 
 def test_two_frames_are_weighted_as_published():
     frames, fused = [grey(0), cv2.blur(grey(1), (5, 5))], grey(2)
-    edges = [evaluate.sobel_edges(picture) for picture in (*frames, fused)]
-    kept = [evaluate.edges_kept(e, edges[2]) for e in edges[:2]]
+    edges = [sobel_edges(picture) for picture in (*frames, fused)]
+    kept = [edges_kept(e, edges[2]) for e in edges[:2]]
     expected = sum((k * e[0]).sum() for k, e in zip(kept, edges, strict=False)) / (edges[0][0] + edges[1][0]).sum()
     assert measure_against_frames(frames, {"m": fused})["m"]["qabf"] == pytest.approx(expected, rel=1e-5)
 
@@ -517,8 +539,8 @@ def test_a_stack_without_edges_is_named_and_left_out_of_the_means(tree, run):
 
 def test_a_dataset_without_edges_has_no_mean():
     rows = [{"method": "m", "dataset": d, "q": q} for d, q in (("A", np.nan), ("B", 1.0), ("B", 2.0), ("B", np.nan))]
-    means = evaluate.mean_scores(rows, ["q"])
-    assert np.isnan(means["m", "A"]["q"]) and means["m", "B"]["q"] == means["m", evaluate.OVERALL]["q"] == 1.5
+    means = mean_scores(rows, ["q"])
+    assert np.isnan(means["m", "A"]["q"]) and means["m", "B"]["q"] == means["m", OVERALL]["q"] == 1.5
 
 
 def test_a_frame_that_differs_is_refused(tree, run):
@@ -530,8 +552,8 @@ def test_a_frame_that_differs_is_refused(tree, run):
 
 def test_gradient_and_frequency_by_hand():
     picture = np.float32([[0, 3], [4, 0]])
-    assert evaluate.average_gradient(picture) == pytest.approx(np.sqrt((9 + 16) / 2))
-    assert evaluate.spatial_frequency(picture) == pytest.approx(np.sqrt((9 + 16) / 4 + (16 + 9) / 4))
+    assert average_gradient(picture) == pytest.approx(np.sqrt((9 + 16) / 2))
+    assert spatial_frequency(picture) == pytest.approx(np.sqrt((9 + 16) / 4 + (16 + 9) / 4))
 
 
 def test_stacks_without_truth_have_figures_without_reference(tree, run):

@@ -12,7 +12,7 @@ import tifffile
 from conftest import save_png16, save_tiff16
 from PIL import Image, ImageCms
 
-import utils
+from outputs import write_together
 from pictures.listing import Page, find_stacks, list_frames, list_images, list_pages
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -310,17 +310,17 @@ def test_several_files_appear_all_or_none(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left"))
                         if data == b"z" else write(path, data))
     with pytest.raises(UserError, match=r"z: cannot be written \(No space left\)"):
-        utils.write_together(files)
+        write_together(files)
     assert not any((tmp_path / "a").iterdir())
     monkeypatch.undo()
-    utils.write_together(files)
+    write_together(files)
     assert {p.name: p.read_text() for p in (tmp_path / "a").iterdir()} == {"x": "x", "y": "y", "z": "z"}
 
 
 def test_the_first_file_appears_last(tmp_path, monkeypatch):
     order, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).name), replace(a, b)))
-    utils.write_together({tmp_path / "fused.png": b"1", tmp_path / "depth.png": b"2"})
+    write_together({tmp_path / "fused.png": b"1", tmp_path / "depth.png": b"2"})
     assert order == ["depth.png", "fused.png"]
 
 

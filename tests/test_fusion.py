@@ -14,12 +14,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-import fusion
-from fusion import FrameSource, FusionSettings, Kept, blend_pixels, frame_noise, fuse_stack, plan_memory, smooth_noise
+from fusion import blend_pixels, fuse_stack
 from make_datasets.make_dataset import synthesize
 from model import load_model
 from pictures.values import luma, pick_pixels, to_uint8
 from pictures.writing import write_image
+from streaming.frames import FrameSource
+from streaming.memory import GIB, Kept, plan_memory
+from streaming.noise import frame_noise, smooth_noise
+from streaming.passes import compare_frames
+from streaming.settings import FusionSettings
+from streaming.tiles import cut_tiles
 from utils import UserError
 
 
@@ -136,7 +141,7 @@ def test_tiles_the_whole_and_the_plain_forward_pass_agree(model, speed, num_fram
 def test_strips_of_a_tile_are_read_as_the_whole(untrained, speed, shape, monkeypatch):
     frames, settings = make_stack(5, shape), FusionSettings(speed=speed, sampling="blend", tile=32)
     whole = fuse_stack(frames, untrained, settings)
-    monkeypatch.setattr(fusion, "STRIP_MEMORY", 1)  # a row at a time
+    monkeypatch.setattr("streaming.passes.STRIP_MEMORY", 1)  # a row at a time
     strips = fuse_stack(frames, untrained, settings)
     np.testing.assert_allclose(strips.index, whole.index, atol=1e-5)
     np.testing.assert_allclose(strips.confidence, whole.confidence, atol=1e-5)
@@ -145,7 +150,7 @@ def test_strips_of_a_tile_are_read_as_the_whole(untrained, speed, shape, monkeyp
 
 def test_windows_are_equally_long_and_hold_the_tile_with_its_halo():
     for side, tile, step, halo in ((101, 32, 1, 16), (101, 32, 2, 16), (1000, 300, 2, 16), (40, 64, 1, 16)):
-        parts = fusion.cut_tiles(side, tile, step, halo)
+        parts = cut_tiles(side, tile, step, halo)
         assert [part.start for part in parts] + [side] == [0] + [part.stop for part in parts]
         assert len({len(part.window) for part in parts}) == 1
         for part in parts:
@@ -178,10 +183,10 @@ def test_a_smaller_tile_is_planned_for_less_memory():
 
 def test_a_graphics_card_keeps_what_fits_and_has_larger_tiles():
     plan = partial(plan_memory, 15, 540, 960, FusionSettings())
-    card = plan(card=8 * fusion.GIB)
+    card = plan(card=8 * GIB)
     assert card.features_on_card and not card.features_in_file
     assert card.tile > plan().tile and not plan().features_on_card
-    small = plan_memory(40, 3000, 4000, FusionSettings(max_memory=1), card=8 * fusion.GIB)
+    small = plan_memory(40, 3000, 4000, FusionSettings(max_memory=1), card=8 * GIB)
     assert not small.features_on_card and small.features_in_file
 
 
@@ -193,7 +198,7 @@ def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
     frames, settings = make_stack(5, (70, 90, 3)), FusionSettings(**settings)
     without = fuse_stack(frames, load_model(weights), settings)
     if not fits:
-        monkeypatch.setattr(fusion, "card_memory", lambda device: 1e-4 * fusion.GIB)
+        monkeypatch.setattr("fusion.card_memory", lambda device: 1e-4 * GIB)
     for there, here in zip(fuse_stack(frames, load_model(weights, "cuda"), settings), without, strict=True):
         np.testing.assert_allclose(there, here, atol=1 if here.dtype == np.uint8 else 1e-3)
 
@@ -238,8 +243,8 @@ def test_a_temporary_file_changes_nothing_and_vanishes(untrained, kept_files, mo
     in_memory = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64))
     assert kept_files() == 0
     during = []
-    compare = fusion.compare_frames
-    monkeypatch.setattr(fusion, "compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
+    compare = compare_frames
+    monkeypatch.setattr("fusion.compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
     in_file = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64, max_memory=1e-6))
     assert during[0] > 0
     assert all(np.array_equal(a, b) for a, b in zip(in_memory, in_file, strict=True))
@@ -257,14 +262,14 @@ def test_the_temporary_file_is_gone_after_a_broken_frame(untrained, kept_files, 
     assert error.tb
 
 
-@pytest.mark.parametrize("broken, sampling", [("regress_focus", "blend"), ("pick_pixels", "nearest"),
-                                              ("blend_pixels", "blend")])
+@pytest.mark.parametrize("broken, sampling", [("streaming.passes.regress_focus", "blend"),
+                                              ("fusion.pick_pixels", "nearest"), ("fusion.blend_pixels", "blend")])
 def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, kept_files, monkeypatch, broken,
                                                                    sampling):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fusion, broken, fail)
+    monkeypatch.setattr(broken, fail)
     with pytest.raises(KeyboardInterrupt) as error:
         fuse_stack(make_stack(3), untrained, FusionSettings(sampling=sampling, max_memory=1e-6))
     assert kept_files() == 0
@@ -272,7 +277,7 @@ def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, ke
 
 
 def test_a_full_disk_is_said_before_the_work(monkeypatch):
-    monkeypatch.setattr(fusion.shutil, "disk_usage", lambda _: SimpleNamespace(free=5000))
+    monkeypatch.setattr("streaming.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
     with pytest.raises(UserError, match="temporary files; set TMPDIR"):
         Kept((10, 100, 100, 8), torch.float32, in_file=True)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 
-import register_stack
 from benchmarks import order as benchmark
 from make_datasets.make_dataset import Recipe, synthesize
 from make_datasets.make_demo import load_motorcycle
@@ -14,17 +13,17 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from register_stack import (
-    add_preparation_flags,
+from preparation.order import (
     focus_features,
     focus_signature,
     open_ring,
     order_by_sharpness,
-    prepare_stack,
+    path_length,
     rank_agreement,
     seriate,
     squared_distances,
 )
+from preparation.stack import add_preparation_flags, prepare_stack
 from utils import random_generator
 
 SWEEPS = {
@@ -129,8 +128,8 @@ def test_the_path_is_the_shortest():
     for seed in range(5):
         points = random_generator(seed).normal(size=(7, 3))
         distances = squared_distances(points)
-        shortest = min(register_stack.path_length(p, distances) for p in permutations(range(7)))
-        assert register_stack.path_length(seriate(distances), distances) == pytest.approx(shortest)
+        shortest = min(path_length(p, distances) for p in permutations(range(7)))
+        assert path_length(seriate(distances), distances) == pytest.approx(shortest)
 
 
 def test_a_path_closed_to_a_ring_is_cut_where_all_is_blurred():

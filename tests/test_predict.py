@@ -9,18 +9,21 @@ import sys
 import numpy as np
 import pytest
 import tifffile
+import torch.distributed as dist
 from conftest import ROOT
 from PIL import Image
 
 import predict_datasets
 import predict_one_stack
 import predict_pair_datasets
+from evaluation.sets import StackScene
 from make_datasets.make_dataset import synthesize
 from model import load_model, model_checkpoint
+from outputs import save_checkpoint
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, to_uint8
 from pictures.writing import write_image
-from utils import save_checkpoint
+from prediction.datasets import predict_dataset
 
 FILES = ["confidence.png", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png", "fused.png"]
 
@@ -525,13 +528,13 @@ def test_two_processes_share_the_scenes(predict_all, sharp_weights, test_root, t
 def test_a_process_fuses_its_share_only(tmp_path, monkeypatch, rank, share):
     gathered, done = [], []
     for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", 2)):
-        monkeypatch.setattr(predict_datasets.dist, name, lambda value=value: value)
-    monkeypatch.setattr(predict_datasets.dist, "all_gather_object",
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "all_gather_object",
                         lambda parts, mine: (gathered.append(mine), parts.__setitem__(slice(None), [mine, ({}, {})])))
-    scenes = [predict_datasets.StackScene(name, tmp_path / name) for name in "abc"]
+    scenes = [StackScene(name, tmp_path / name) for name in "abc"]
     args = predict_datasets.parse_args(["--test_root", "in", "--output_dir", "out"])
-    predict_datasets.predict_dataset(scenes, tmp_path / "out", {"aif": {}, "depth": {}},
-                                     lambda scene, output: done.append(scene.name) or 1.0, args)
+    predict_dataset(scenes, tmp_path / "out", {"aif": {}, "depth": {}},
+                    lambda scene, output: done.append(scene.name) or 1.0, args)
     assert done == share and list(gathered[0][0]) == share
 
 

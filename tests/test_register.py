@@ -15,20 +15,12 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.values import luma, to_uint8
 from pictures.writing import write_image
-from register_stack import (
-    Pair,
-    View,
-    add_preparation_flags,
-    common_crop,
-    corners,
-    motion,
-    prepare_stack,
-    refine_by_flow,
-    shrink,
-    transform_points,
-    warp,
-    write_aligned,
-)
+from preparation.chain import chain
+from preparation.crop import common_crop
+from preparation.frames import corners, motion, shrink, transform_points, warp
+from preparation.pair import FINDERS, Pair, View, refine_by_flow
+from preparation.stack import add_preparation_flags, prepare_stack, write_aligned
+from utils import UserError
 
 MARGIN = 24
 
@@ -204,10 +196,10 @@ def test_a_slow_drift_is_followed_and_errors_are_not():
     """Steps below a tenth of a pixel count once they add up to more."""
     step, back = np.eye(3), np.eye(3)
     step[0, 2], back[0, 2] = 0.06, -0.06
-    drift = register_stack.chain([Pair(step, "still", None, (0.9, 0.95))] * 8, 4, (100, 80))
+    drift = chain([Pair(step, "still", None, (0.9, 0.95))] * 8, 4, (100, 80))
     assert drift[:, 0, 2] == pytest.approx([-0.24, -0.12, -0.12, 0, 0, 0, 0.12, 0.12, 0.24])
     steps = [Pair(matrix, "still", None, (0.9, 0.95)) for matrix in (step, back) * 4]
-    assert (register_stack.chain(steps, 4, (100, 80)) == np.eye(3)).all()
+    assert (chain(steps, 4, (100, 80)) == np.eye(3)).all()
 
 
 @pytest.mark.parametrize("method", ["sift", "ecc", "phase"])
@@ -232,7 +224,7 @@ def test_a_flat_noisy_stack_is_not_torn_apart(method, tmp_path, folder):
 
 def test_too_few_matches_fall_back_and_are_named(moved_stack, folder, monkeypatch, tmp_path):
     paths, true = moved_stack()
-    monkeypatch.setitem(register_stack.FINDERS, "sift", lambda *pair: None)
+    monkeypatch.setitem(FINDERS, "sift", lambda *pair: None)
     prepared = prepare_stack(paths, flags("--register", "sift", "--save_transforms", tmp_path / "t.json"), folder)
     assert len(prepared.report["notices"]) == 6
     assert prepared.report["notices"][0] == "1.png: sift found too little; aligned by ecc"
@@ -254,7 +246,7 @@ def test_a_transform_that_does_not_help_is_dropped(moved_stack, folder, monkeypa
     paths, _ = moved_stack("translation")
     wrong = np.array([[1, 0, 9.0], [0, 1, -9], [0, 0, 1]])
     for name in ("sift", "ecc"):
-        monkeypatch.setitem(register_stack.FINDERS, name, lambda *pair: (wrong, None))
+        monkeypatch.setitem(FINDERS, name, lambda *pair: (wrong, None))
     prepared = prepare_stack([paths[0]] * 4, flags("--register", "sift"), folder)
     assert prepared.frames == [paths[0]] * 4
     assert {row["method"] for row in prepared.report["frames"]} == {"dropped", "reference"}
@@ -343,7 +335,7 @@ def test_one_frame_and_tiny_frames(write_stack, tmp_path, folder):
 def test_unlike_frames_are_refused(write_stack, tmp_path, folder):
     write_stack(tmp_path / "in", 3)
     write_image(tmp_path / "in" / "2.png", np.zeros((40, 51, 3), np.uint8))
-    with pytest.raises(register_stack.UserError, match="2.png: 51x40 colour 8-bit, but 1.png is 50x40"):
+    with pytest.raises(UserError, match="2.png: 51x40 colour 8-bit, but 1.png is 50x40"):
         prepare_stack(list_images(tmp_path / "in")[0], flags("--register", "sift"), folder)
 
 

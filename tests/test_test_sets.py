@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dataset import focus_target  # noqa: E402
+from evaluation.sets import find_scenes, find_truth  # noqa: E402
 from make_datasets import stack_sets  # noqa: E402
 from make_datasets.FlyingThings3D import prepare as flying  # noqa: E402
 from make_datasets.Middlebury import prepare as middlebury  # noqa: E402
@@ -22,7 +23,6 @@ from make_datasets.NYU_V2 import prepare as nyu  # noqa: E402
 from make_datasets.NYU_V2 import prepare_test as nyu_test  # noqa: E402
 from make_datasets.RoadMF import prepare as road  # noqa: E402
 from pictures.reading import read_depth, read_image, read_stack  # noqa: E402
-from predict_datasets import find_scenes, find_truth  # noqa: E402
 from utils import UserError  # noqa: E402
 
 

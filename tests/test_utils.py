@@ -10,11 +10,12 @@ from conftest import save_png16, save_tiff16
 from PIL import Image
 
 import utils
+from outputs import CsvLog, open_output, written_whole
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import colorize, luma, pick_pixels, to_uint8, white_level
 from pictures.writing import write_image
-from utils import UserError, written_whole
+from utils import UserError
 
 
 def picture(shape=(5, 7, 3), dtype=np.uint8, seed=0):
@@ -242,14 +243,14 @@ def test_a_half_written_picture_is_never_seen_as_one(tmp_path):
 
 def test_an_output_directory_is_reopened_with_the_same_settings_only(tmp_path):
     output = tmp_path / "out"
-    utils.open_output(output, {"seed": 1, "sizes": (1, 2)})
+    open_output(output, {"seed": 1, "sizes": (1, 2)})
     (output / "result").touch()
-    assert utils.open_output(output, {"seed": 1, "sizes": (1, 2)}) == output
+    assert open_output(output, {"seed": 1, "sizes": (1, 2)}) == output
     assert (output / "result").is_file()
     with pytest.raises(UserError, match="out: made with other settings.*--overwrite"):
-        utils.open_output(output, {"seed": 2, "sizes": (1, 2)})
+        open_output(output, {"seed": 2, "sizes": (1, 2)})
     assert (output / "result").is_file()
-    utils.open_output(output, {"seed": 2}, overwrite=True)
+    open_output(output, {"seed": 2}, overwrite=True)
     assert not (output / "result").exists()
 
 
@@ -257,30 +258,30 @@ def test_a_directory_that_holds_something_else_is_never_touched(tmp_path):
     (tmp_path / "holiday.jpg").write_text("dear")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not empty and not made by this program"):
-            utils.open_output(tmp_path, {}, overwrite)
+            open_output(tmp_path, {}, overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="out: is a file"):
-        utils.open_output(tmp_path / "out", {})
+        open_output(tmp_path / "out", {})
 
 
 def test_a_damaged_manifest_is_a_user_error(tmp_path):
     (tmp_path / "made_with.json").write_text("{")
     with pytest.raises(UserError, match="made_with.json"):
-        utils.open_output(tmp_path, {})
+        open_output(tmp_path, {})
 
 
 def test_a_log_grows_row_by_row_and_can_go_on(tmp_path):
     path = tmp_path / "log.csv"
-    utils.CsvLog(path).write({"epoch": 1, "loss": 0.5})
-    utils.CsvLog(path, append=True).write({"epoch": 2, "loss": 0.25})
+    CsvLog(path).write({"epoch": 1, "loss": 0.5})
+    CsvLog(path, append=True).write({"epoch": 2, "loss": 0.25})
     assert path.read_text().splitlines() == ["epoch,loss", "1,0.5", "2,0.25"]
-    utils.CsvLog(path, append=True).write({"epoch": 3, "more": 7, "loss": 0.125})  # a run of a newer version
+    CsvLog(path, append=True).write({"epoch": 3, "more": 7, "loss": 0.125})  # a run of a newer version
     assert path.read_text().splitlines() == ["epoch,loss", "1,0.5", "2,0.25", "3,0.125"]
-    utils.CsvLog(path).write({"epoch": 9, "loss": 1.0})
+    CsvLog(path).write({"epoch": 9, "loss": 1.0})
     assert path.read_text().splitlines() == ["epoch,loss", "9,1.0"]
 
 

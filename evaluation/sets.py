@@ -1,0 +1,105 @@
+"""Datasets on disk, their truth, and what several methods made of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pictures.listing import Page, index_by_stem, list_frames
+from utils import UserError, list_folders
+
+STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")
+
+
+class StackScene(NamedTuple):
+    name: str
+    source: Path | tuple[Path, ...]  # a folder, or the frames
+
+    def frames(self) -> Sequence[Path | Page]:
+        return self.source if isinstance(self.source, tuple) else list_frames(self.source)[0]
+
+
+def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
+    """Return the folders of a dataset's stacks. Raises UserError if there are none."""
+    for name in STACK_FOLDERS:
+        if (root / name).is_dir():
+            return [StackScene(folder.name, folder) for folder in list_folders(root / name)], []
+    raise UserError(f"{root}: no dataset there; expected {root / STACK_FOLDERS[0]}/SCENE/")
+
+
+def find_truth(root: Path) -> dict[str, dict[str, Path]]:
+    """Return {"aif" and "depth": {scene: picture}} of what the dataset has."""
+    depths = [folder for folder in sorted(root.glob("depth*")) if folder.is_dir()]
+    folders = {"aif": root / "AiF", "depth": depths[0] if depths else root / "depth"}
+    return {kind: index_by_stem(folder) if folder.is_dir() else {} for kind, folder in folders.items()}
+
+
+class Set(NamedTuple):
+    """A dataset and what the methods made of it. Pictures are by scene."""
+
+    name: str
+    scenes: list[StackScene]
+    aif: dict[str, Path]  # empty if the dataset has none, as the two below
+    depth: dict[str, Path]
+    fused: dict[str, dict[str, Path]]  # {method: pictures}
+    maps: dict[str, dict[str, Path]]  # {method: depth maps}, of the methods that have some
+
+
+def find_sets(test_root: str, names: Sequence[str] | None, methods: Mapping[str, str]) -> list[Set] | None:
+    """Return the datasets with all methods' pictures, or None after printing everything that is wrong with them."""
+    names = list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
+    sets, errors = [], []
+    for name in names:
+        try:
+            scenes, _ = find_scenes(Path(test_root) / name)
+            truth = find_truth(Path(test_root) / name)
+            expected = [scene.name for scene in scenes]
+            for kind, pictures in truth.items():
+                if pictures:
+                    check_scenes(f"dataset {name}, its {kind} pictures", pictures, expected)
+        except UserError as error:
+            errors.append(error)
+            continue
+        sets.append(Set(name, scenes, truth["aif"], truth["depth"], {}, {}))
+        for method, folder in methods.items():
+            try:
+                pictures = index_by_stem(find_pictures(method, Path(folder), name, alone=len(names) == 1))
+                check_scenes(f"method {method}, dataset {name}", pictures, expected)
+                sets[-1].fused[method] = pictures
+                if (maps := Path(folder) / name / "depth").is_dir():
+                    sets[-1].maps[method] = index_by_stem(maps)
+                    check_scenes(f"method {method}, dataset {name}, its depth maps", sets[-1].maps[method], expected)
+            except UserError as error:
+                errors.append(error)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return None if errors else sets
+
+
+def find_pictures(method: str, folder: Path, dataset: str, alone: bool) -> Path:
+    """Return the folder of a method's pictures; alone: the method's own may be it. UserError if there is none."""
+    places = [folder / dataset / "fused", folder / dataset, *([folder] if alone else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"method {method}, dataset {dataset}: no such directory as "
+                    f"{' or '.join(map(str, places))}; predict first, score second")
+
+
+def check_scenes(who: str, found: Collection[str], expected: Collection[str]) -> None:
+    """Raise UserError unless a set of pictures has exactly the dataset's scenes."""
+    missing, unknown = ([n for n in a if n not in b] for a, b in ((expected, found), (found, expected)))
+    reasons = [f"{text} {', '.join(names)}" for text, names in (("lacks", missing), ("has unknown", unknown)) if names]
+    if reasons:
+        raise UserError(f"{who}: {'; '.join(reasons)}; scores need the same scenes everywhere")
+
+
+def check_same_size(path: Path, picture: np.ndarray, other_path: Any, other: np.ndarray) -> None:
+    """Raise UserError, naming both files, unless two pictures have one size."""
+    if picture.shape[:2] != other.shape[:2]:
+        raise UserError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels, but {other_path} has "
+                        f"{other.shape[1]}x{other.shape[0]}; give pictures that are neither cropped nor resized")

@@ -1,0 +1,130 @@
+"""One stack from files to results, as every predictor fuses it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from fusion import fuse_stack
+from model import StackMFFV2
+from pictures.listing import Page, list_frames
+from pictures.metadata import Metadata, read_metadata
+from pictures.reading import read_image
+from pictures.values import colorize, to_uint8
+from pictures.writing import encode_image
+from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from streaming.frames import FrameSource
+from streaming.memory import GIB, card_memory, plan_memory
+from streaming.settings import add_fusion_flags, settings_from
+from utils import UserError, pick_device
+
+STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
+MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
+GO_ON = "add --skip_existing to go on from here"
+
+
+class StackResult(NamedTuple):
+    files: dict[str, np.ndarray]  # content by file name: pictures, and focus_index.npy
+    metadata: Metadata  # of the middle frame, for the fused picture
+    quality: int
+    report: dict[str, Any]  # plain values: how the stack was prepared
+    notices: list[str]  # lines for the user
+
+    def encode(self, name: str) -> bytes:
+        """Return a file's content as bytes."""
+        if name.endswith(".npy"):
+            file = io.BytesIO()
+            np.save(file, self.files[name])
+            return file.getvalue()
+        metadata = self.metadata if name.startswith("fused.") else Metadata()
+        return encode_image(Path(name), self.files[name], metadata, self.quality)
+
+
+def add_stack_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every predictor has."""
+    group = parser.add_argument_group("results")
+    group.add_argument("--output_format", choices=("png", "tiff", "jpg"), default="png",
+                       help="of the fused picture; jpg for 8-bit stacks only. The maps are always png")
+    group.add_argument("--quality", type=int, default=95, help="of jpg, 1 to 100")
+    group.add_argument("--skip_existing", action="store_true", help="keep the results that are there")
+    add_preparation_flags(parser)
+    add_fusion_flags(parser)
+
+
+def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
+    """Make --reverse --order reverse. Raises UserError for flags that exclude each other."""
+    if not 1 <= args.quality <= 100:
+        raise UserError("--quality: a number from 1 to 100")
+    if args.reverse and args.order == "auto":
+        raise UserError("--reverse and --order auto exclude each other: give one")
+    if many and args.save_transforms:
+        raise UserError("--save_transforms keeps one stack's transforms: fuse that stack alone")
+    if args.reverse:
+        args.order = "reverse"
+    check_flags(args)
+    settings_from(args)
+
+
+def tell(line: str) -> None:
+    """Print a line for people, above the progress bars."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def open_stack(source: Path) -> list[Path | Page]:
+    """Return the frames of a folder or multi-page file in the order of their names, and say what is left out."""
+    frames, others = list_frames(source)
+    if others:
+        tell(f"{source}: ignored {', '.join(path.name for path in others)} (no picture, or RAW beside pictures)")
+    return frames
+
+
+def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.Namespace,
+               progress: bool = False) -> StackResult:
+    """Prepare and fuse frames that are given in the order of their names.
+
+    The focus index counts the frames in the order given from 0; depth is 0 at the first frame of the focal order and
+    1 at the last. Raises UserError if a frame cannot be read or does not go with the others.
+    """
+    frames = list(frames)
+    if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
+        raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
+    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
+        prepared = prepare_stack(frames, args, Path(folder), progress)
+        source = FrameSource(prepared.frames, progress)
+        result = fuse_stack(source, model, settings_from(args, progress))
+    order = np.array(prepared.order)
+    report = dict(prepared.report)
+    notices = [*report.pop("notices"), *describe_duplicates([frames[k] for k in order], source)]
+    last = len(frames) - 1
+    number = order[np.rint(result.index).astype(np.intp)]  # where every pixel comes from
+    steps = np.unique(np.diff(order))
+    if last and (len(steps) > 1 or abs(steps[0]) > 1):
+        index = number.astype(np.float32)  # between frames that are no neighbours by name there is no fraction
+    else:
+        index = last - result.index if last and steps[0] < 0 else result.index
+    depth = result.index / max(last, 1)
+    maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, np.rint(depth * 65535).astype(np.uint16),
+            colorize(depth), to_uint8(result.confidence))
+    files = {f"fused.{args.output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
+    return StackResult(files, read_metadata(frames[len(frames) // 2]), args.quality, report, notices)
+
+
+def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> list[str]:
+    """Return a line for each set of frames that hold the same picture."""
+    return [f"warning: {', '.join(frames[k].name for k in numbers)} are the same picture; remove copies"
+            for numbers in source.duplicates]
+
+
+def estimate_memory(source: FrameSource, args: argparse.Namespace) -> float:
+    """Return the GiB of main memory that fusing is planned to need."""
+    card = card_memory(pick_device(args.device))
+    return plan_memory(len(source), *source.size, settings_from(args), card=card).needed / GIB

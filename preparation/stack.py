@@ -1,0 +1,116 @@
+"""A stack before it is fused: its frames in focal order, on top of each other, equally bright."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from pictures.reading import read_image
+from pictures.writing import write_image
+from preparation.chain import describe_frames, register
+from preparation.crop import cut_margins
+from preparation.exposure import match_exposure
+from preparation.frames import read_frames, warp
+from preparation.order import find_order
+from preparation.pair import ECC_MOTIONS, METHODS
+from preparation.transforms import load_transforms, save_transforms
+from utils import UserError
+
+
+class Prepared(NamedTuple):
+    frames: list  # the frames given, or lossless pictures, in focal order
+    order: list[int]  # order[k]: number from 0, in the order given, of the frame that became frame k
+    report: dict[str, Any]  # plain values; "notices": lines for the user
+
+
+def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `prepare_stack` reads."""
+    group = parser.add_argument_group("preparation")
+    group.add_argument("--register", choices=("none", *METHODS), default="none",
+                       help="align the frames: sift: features and optical flow; ecc: pixel values, for soft pictures; "
+                            "phase: shifts only")
+    group.add_argument("--model", choices=tuple(ECC_MOTIONS), default="similarity",
+                       help="what a frame may do: similarity is shift, rotation and the magnification that changes "
+                            "with focus")
+    group.add_argument("--match_exposure", action="store_true",
+                       help="scale each frame's values to the brightness of the middle frame")
+    group.add_argument("--save_transforms", metavar="FILE.json", help="keep the transforms that --register found")
+    group.add_argument("--load_transforms", metavar="FILE.json",
+                       help="use transforms that were kept, of a stack taken from the same place")
+    group.add_argument("--order", choices=("name", "auto", "reverse"), default="name",
+                       help="the frames run from near to far by name; auto: find the focal order of mixed up frames; "
+                            "reverse: they run from far to near")
+
+
+def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False) -> Prepared:
+    """Order, align and equalise a stack as the flags of `add_preparation_flags` say.
+
+    frames: what `read_image` reads, in the order of their names. If pixels must change, all frames are written into
+    `folder` as 00001.png .. in focal order; else the frames given are returned. At most three are in memory.
+    Raises UserError if the frames differ in size or type, do not overlap, or do not fit the transforms loaded.
+    """
+    check_flags(args)
+    frames = list(frames)
+    order, report = find_order(frames, args.order, progress)
+    report |= {"register": args.register, "model": args.model, "match_exposure": args.match_exposure}
+    cut = report["black_margins"]
+    if any(cut):
+        report["notices"].append(f"black borders in some frames: {cut[0]}, {cut[1]}, {cut[2]} and {cut[3]} pixels cut "
+                                 "at the left, top, right and bottom")
+    elif args.register == "none" and not args.load_transforms and not args.match_exposure:
+        return Prepared([frames[k] for k in order], order, report)
+
+    ordered = [frames[k] for k in order]
+    if args.load_transforms:
+        transforms, crop, size = load_transforms(args.load_transforms, frames)
+        transforms = transforms[order]
+        report["load_transforms"] = str(args.load_transforms)
+        report["frames"] = describe_frames(ordered, order, ["loaded"] * len(order), None, transforms, size)
+    elif args.register != "none":
+        transforms, crop, size = register(ordered, order, args, report, progress)
+    else:
+        height, width = read_image(frames[0]).shape[:2]
+        transforms, crop, size = np.tile(np.eye(3), (len(frames), 1, 1)), (0, 0, width, height), (width, height)
+        report["frames"] = describe_frames(ordered, order, ["none"] * len(order), None, transforms, size)
+    if args.save_transforms:
+        save_transforms(args.save_transforms, frames, order, transforms, size, crop)
+    crop = cut_margins(crop, cut, size)
+    gains = match_exposure(ordered, transforms, report, progress) if args.match_exposure else np.ones(len(frames))
+    report |= {"size": list(size), "crop": list(crop)}
+    if not ((transforms != np.eye(3)).any() or (gains != 1).any() or crop[2:] != size):
+        return Prepared(ordered, order, report)
+    paths = write_aligned(ordered, transforms, gains, crop, folder, progress)
+    return Prepared(paths, order, report)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    if args.load_transforms and args.register != "none":
+        raise UserError("--load_transforms takes the place of --register: give one of the two")
+    if args.save_transforms and args.register == "none":
+        raise UserError("--save_transforms: there is nothing to keep without --register")
+
+
+def write_aligned(frames: Sequence, transforms: np.ndarray, gains: np.ndarray, crop: Sequence[int], folder: Path,
+                  progress: bool) -> list[Path]:
+    """Move, crop and equalise every frame, resampled once at most; returns folder/00001.png .. in the order given."""
+    left, top, width, height = crop
+    to_crop = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1.0]])
+    paths = []
+    for k, image in enumerate(read_frames(frames, "aligning", progress)):
+        limit, kind = np.iinfo(image.dtype).max, image.dtype
+        if gains[k] != 1:
+            image = image * np.float32(gains[k])  # rounded only once, below
+        if (transforms[k] == np.eye(3)).all():
+            image = image[top : top + height, left : left + width]
+        else:
+            image = warp(image, to_crop @ transforms[k], (width, height), cv2.INTER_LANCZOS4, cv2.BORDER_REFLECT_101)
+        if image.dtype != kind:
+            image = np.clip(np.rint(image), 0, limit).astype(kind)
+        paths.append(Path(folder) / f"{k + 1:05d}.png")
+        write_image(paths[-1], image)
+    return paths

@@ -1,0 +1,59 @@
+"""Transforms in a file: found once, used for other stacks from the same place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from outputs import write_text
+from pictures.reading import read_image
+from preparation.frames import name_of_frame
+from utils import UserError
+
+FORMAT = "focal stack transforms 1"
+
+
+def save_transforms(path: str | Path, frames: Sequence, order: Sequence[int], transforms: np.ndarray,
+                    size: Sequence[int], crop: Sequence[int]) -> None:
+    """Write the transforms of frames in focal order as JSON, whole or not at all; in the file they go by name."""
+    by_name = np.empty_like(transforms)
+    by_name[list(order)] = transforms
+    content = {
+        "format": FORMAT, "size": list(size), "crop": list(crop),
+        "frames": [{"name": name_of_frame(frame), "matrix": matrix.ravel().tolist()}
+                   for frame, matrix in zip(frames, by_name, strict=True)],
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def load_transforms(path: str | Path,
+                    frames: Sequence) -> tuple[np.ndarray, tuple[int, int, int, int], tuple[int, int]]:
+    """Read what `save_transforms` wrote: matrices (N, 3, 3) in the order of the names, the crop and the size.
+
+    Raises UserError if the file is none, or of a stack of another size or number of frames.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        if content["format"] != FORMAT:
+            raise ValueError("another format")
+        matrices = np.array([row["matrix"] for row in content["frames"]], np.float64).reshape(-1, 3, 3)
+        crop, size = (tuple(int(value) for value in content[key]) for key in ("crop", "size"))
+        left, top, width, height = crop
+        inside = left >= 0 and top >= 0 and min(width, height) > 0
+        inside = inside and left + width <= size[0] and top + height <= size[1]
+        if not inside or not np.isfinite(matrices).all() or (np.abs(np.linalg.det(matrices)) < 1e-9).any():
+            raise ValueError("impossible numbers")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not transforms that --save_transforms wrote ({error})") from None
+    if len(matrices) != len(frames):
+        raise UserError(f"{path}: transforms of {len(matrices)} frames, but the stack has {len(frames)}; register it")
+    height, width = read_image(frames[0]).shape[:2]
+    if size != (width, height):
+        raise UserError(f"{path}: transforms of {size[0]}x{size[1]} pixels, but {name_of_frame(frames[0])} has "
+                        f"{width}x{height}; register it")
+    return matrices, crop, size

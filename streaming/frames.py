@@ -1,0 +1,73 @@
+"""The frames of a stack, read one after the other as often as they are needed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pictures.listing import Page
+from pictures.reading import check_alike, read_image
+from pictures.values import white_level
+from streaming.noise import frame_noise
+from utils import UserError
+
+
+class FrameSource:
+    """Frames of one size and type, read one ahead of their use."""
+
+    def __init__(self, frames: Sequence[str | Path | Page | np.ndarray], progress: bool = False) -> None:
+        if not len(frames):
+            raise UserError("no frames to fuse")
+        self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
+        self.progress = progress
+        self.checksums: dict[int, int] = {}  # of the frames read so far, by number
+        self.first = self.load(0)
+        self.white = white_level(self.first)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.first.shape[:2]
+
+    @cached_property
+    def noise(self) -> float:
+        """The noise's standard deviation as a share of white, of the first and the last frame the lower.
+
+        Of texture the estimate keeps a part, and at the ends of a sweep most of the scene is out of focus.
+        """
+        return min(frame_noise(frame) for frame in (self.first, self.load(len(self) - 1))) / self.white
+
+    @property
+    def duplicates(self) -> list[list[int]]:
+        """Numbers of the frames that are the same picture, as far as the frames have been read."""
+        same: dict[int, list[int]] = {}
+        for k, checksum in self.checksums.items():
+            same.setdefault(checksum, []).append(k)
+        return [numbers for numbers in same.values() if len(numbers) > 1]
+
+    def name(self, k: int) -> Path | Page:
+        return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
+
+    def load(self, k: int) -> np.ndarray:
+        return self.frames[k] if isinstance(self.frames[k], np.ndarray) else read_image(self.frames[k])
+
+    def read_all(self, task: str) -> Iterator[np.ndarray]:
+        """Yield every frame in order, checked against the first."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.load, 0)
+            for k in tqdm(range(len(self)), desc=task, unit="frame", leave=False, disable=not self.progress):
+                frame = ahead.result()
+                if k + 1 < len(self):
+                    ahead = pool.submit(self.load, k + 1)
+                check_alike(self.name(k), frame, self.name(0), self.first)
+                if k not in self.checksums:  # in the first pass only
+                    self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame[::4]))
+                yield frame

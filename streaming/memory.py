@@ -1,0 +1,108 @@
+"""What is kept between the passes over a stack, and how that is fitted into the memory."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from model import StackMFFV2
+from streaming.settings import FusionSettings, picture_step
+from utils import UserError, available_memory
+
+GIB = 1 << 30
+TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
+# pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
+# (benchmarks/exactness.py); the published weights look further
+HALO, PUBLISHED_HALO = 16, 64
+
+
+class Kept:
+    """A tensor in memory, or in a temporary file that vanishes with the process."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, in_file: bool,
+                 device: str | torch.device = "cpu") -> None:
+        self.map = None
+        if not in_file:
+            self.tensor = torch.empty(*shape, dtype=dtype, device=device)
+            return
+        size = math.prod(shape) * dtype.itemsize
+        self.file = tempfile.TemporaryFile(prefix="stackmff_")
+        if size > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise UserError(f"{tempfile.gettempdir()}: {size / GIB:.0f} GiB needed for temporary files; "
+                            "set TMPDIR to a larger disk, or raise --max_memory")
+        self.file.truncate(size)
+        numpy_type = np.float16 if dtype == torch.float16 else np.uint8 if dtype == torch.uint8 else np.float32
+        self.map = np.memmap(self.file, dtype=numpy_type, mode="r+", shape=tuple(shape))
+        self.tensor = torch.from_numpy(self.map)
+
+    def release_pages(self) -> None:
+        """Give the pages of the file back to the system: they count as this process's memory until then."""
+        if self.map is not None and hasattr(self.map._mmap, "madvise"):
+            import mmap
+            self.map._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        if self.map is not None:
+            self.file.close()
+        self.tensor = self.map = None
+
+
+class Budget(NamedTuple):
+    """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
+
+    features_on_card: bool
+    features_in_file: bool
+    probabilities_in_file: bool
+    tile: int
+    needed: float  # bytes; more than allowed if one frame needs that much
+    halo: int  # pixels of the recurrent stage
+
+
+def halo_of(model: StackMFFV2) -> int:
+    return PUBLISHED_HALO if model.config.readout == "stretch" else HALO
+
+
+def card_memory(device: torch.device) -> int | None:
+    """Return the free bytes of a graphics card; None where the network shares the machine's memory."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free for this process
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
+                card: int | None = None) -> Budget:
+    """Fit the passes into `settings.max_memory`, and into the free bytes of a graphics card.
+
+    The sizes follow from the tensors' shapes.
+    """
+    limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
+    number = 2 if settings.precision == "reduced" else 4  # bytes
+    pixels = height * width
+    room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
+    scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
+    features = num_frames * pixels * 2 * number  # 8 channels at half resolution
+    # on the card they need not cross the bus for every tile
+    features_on_card = card is not None and features <= card / 4 and features + scoring <= 0.9 * card
+    features_in_file = not features_on_card and features + scoring > room
+    room -= 0 if features_on_card or features_in_file else features
+    blend = num_frames * pixels if settings.sampling == "blend" else 0
+    probabilities_in_file = blend + scoring / 2 > room
+    room -= 0 if probabilities_in_file else blend
+    # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
+    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number
+    step = picture_step(settings)
+    tile = settings.tile
+    if not tile:
+        allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
+        least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
+        tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
+    region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
+    needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))

@@ -1,0 +1,148 @@
+"""StackMFF-V2 over a stack of any size: frames are scored one by one, then compared tile by tile."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits, upsample_window
+from pictures.values import luma
+from streaming.frames import FrameSource
+from streaming.memory import Budget, Kept
+from streaming.noise import blending_temperature, smooth_noise
+from streaming.settings import FusionSettings, picture_step
+from streaming.tiles import Part, cut_evenly, cut_tiles
+from utils import return_freed_memory
+
+STRIP_MEMORY = 16 << 20  # of the logits that are read at once
+
+
+@dataclass
+class FocusMaps:
+    """What comparing gives: index and confidence (H, W) float32; where frames blend, softened P as uint8 (N, H, W)."""
+
+    index: np.ndarray
+    confidence: np.ndarray
+    probabilities: Kept | None
+
+    def close(self) -> None:
+        if self.probabilities:
+            self.probabilities.close()
+
+
+def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
+    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, 8), padded size."""
+    device = next(model.parameters()).device
+    height, width = (math.ceil(side / 32) * 16 for side in source.size)
+    dtype = torch.float16 if settings.precision == "reduced" else torch.float32
+    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file,
+                device if budget.features_on_card else "cpu")
+    try:
+        for k, frame in enumerate(source.read_all("scoring")):
+            grey = luma(frame, source.white)
+            if settings.sampling == "blend":
+                grey = smooth_noise(grey, source.noise)
+            grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
+            features = model.intra(grey.contiguous(memory_format=torch.channels_last))
+            kept.tensor[k] = features[0].permute(1, 2, 0)
+            kept.release_pages()
+    except BaseException:
+        kept.close()
+        raise
+    return_freed_memory()
+    return kept
+
+
+def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings,
+                   budget: Budget) -> FocusMaps:
+    """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
+    n, (height, width) = len(source), source.size
+    inter = recurrent_stage(model, settings)
+    step = picture_step(settings)
+    readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
+    maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
+    if settings.sampling == "blend":
+        maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
+
+    tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
+    try:
+        for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
+            logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
+            for rows, strip in read_strips(logits, down, across, step):
+                focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
+                there = (rows, slice(across.start, across.stop))
+                maps.index[there] = focus.index[0].cpu().numpy()
+                maps.confidence[there] = focus.confidence[0].cpu().numpy()
+                if maps.probabilities:
+                    p = focus.probabilities[0]
+                    p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
+                    p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                    maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
+                    maps.probabilities.release_pages()
+    except BaseException:
+        maps.close()
+        raise
+    if model.config.readout == "stretch":
+        maps.index = stretch_index(torch.from_numpy(maps.index)[None], n)[0].numpy()
+    return maps
+
+
+def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
+    """Return the model's recurrent stage as the settings want it. The model stays as it is."""
+    inter = model.inter
+    if settings.precision == "reduced" or settings.compile:
+        inter = copy.deepcopy(inter)
+    if settings.precision == "reduced":
+        inter.to(torch.bfloat16)
+    if settings.compile:  # only the step: its convolutions stay, what lies between them becomes one pass
+        for cell in (inter.ahead, inter.back):
+            cell.compile()
+    return inter
+
+
+def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a tile's logits (1, N, rows, W) at the picture's resolution in strips of rows, and those rows.
+
+    Of long stacks the whole tile would need many times its logits for what is made of them.
+    """
+    columns = slice(across.start - step * across.window.start, across.stop - step * across.window.start)
+    row_memory = logits[:, :, 0].numel() * 4 * step**2  # bytes
+    for start, stop in cut_evenly(down.stop - down.start, STRIP_MEMORY // row_memory, step):
+        start, stop = start + down.start, stop + down.start
+        low, high = start // step - down.window.start, math.ceil(stop / step) - down.window.start
+        if step == 2:  # a row of the picture lies between two of the recurrent stage
+            above = min(low, 1)
+            strip = logits[:, :, low - above : high + 1]
+            strip = upsample_logits(strip, 2 * strip.shape[2], 2 * strip.shape[3])[:, :, 2 * above :]
+        else:
+            strip = logits[:, :, low:high]
+        yield slice(start, stop), strip[:, :, : stop - start, columns]
+
+
+class VolumeWindow(Sequence):
+    """The focus volume in a window of the recurrent stage: N frames (1, 8, h, w), made when they are asked for."""
+
+    def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor) -> None:
+        self.features, self.rows, self.columns, self.step = features, rows, columns, step
+        self.like = like  # its device and type are the volume's
+
+    def __len__(self) -> int:
+        return len(self.features.tensor)
+
+    def __getitem__(self, k: int) -> Tensor:
+        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        if self.step == 2:
+            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+        else:
+            frame = upsample_window(frame, self.rows, self.columns, self.like.device)
+        frame = torch.sigmoid(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+        self.features.release_pages()  # the system also maps what lies around those that were read
+        return frame

@@ -1,0 +1,67 @@
+"""How a stack is to be fused: the settings and the flags of the predictors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    speed: str = "full"  # fast: the frames are compared at half resolution
+    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by a softened P
+    precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
+    max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
+    tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
+    compile: bool = False  # torch.compile for the recurrent stage: half a minute at first, then faster
+    smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend"), "precision": ("full", "reduced")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
+
+
+def picture_step(settings: FusionSettings) -> int:
+    """Return the picture pixels per pixel of the recurrent stage."""
+    return 2 if settings.speed == "fast" else 1
+
+
+def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every predictor has."""
+    group = parser.add_argument_group("fusion")
+    group.add_argument("--model_path", default=str(Path(__file__).resolve().parents[1] / "model.pth"), help="weights")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
+    group.add_argument("--speed", choices=("full", "fast"), default=FusionSettings.speed,
+                       help="fast compares the frames at half resolution")
+    group.add_argument("--sampling", choices=("nearest", "blend"), default=FusionSettings.sampling,
+                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
+    group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
+                       help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the recurrent stage: takes half a minute, then stacks are faster")
+    group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
+                       help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
+    group.add_argument("--max_memory", type=float, metavar="GB",
+                       help="budget of main memory; default: half of what is free")
+    group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
+
+
+def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSettings:
+    if args.max_memory is not None and args.max_memory <= 0 or args.tile is not None and args.tile < 1:
+        raise UserError("--max_memory and --tile: a number above 0")
+    if args.smooth < 0 or args.smooth and args.sampling == "blend":
+        raise UserError("--smooth: a radius in pixels, and only with --sampling nearest")
+    if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
+        raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
+    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,
+                          args.smooth, progress)
