@@ -248,7 +248,7 @@ def box_mean(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 11, stride=1, padding=5, count_include_pad=True)
 
 
-def guided_filter(guide: Tensor, depth: Tensor) -> Tensor:
+def guide_depth(guide: Tensor, depth: Tensor) -> Tensor:
     guide_mean, depth_mean = box_mean(guide), box_mean(depth)
     covariance = box_mean(guide * depth) - guide_mean * depth_mean
     slope = covariance / (box_mean(guide * guide) - guide_mean.square() + 1e-3)
@@ -315,7 +315,7 @@ class Refinement(nn.Module):
         positions = torch.arange(1, p.shape[1] + 1, device=p.device, dtype=p.dtype)[:, None, None]
         depth = stretch_over_batch((p * positions).sum(1, keepdim=True))
         soft_fused = (p * image).sum(1, keepdim=True)
-        guided, confidence = guided_filter(soft_fused, depth), certainty(p)
+        guided, confidence = guide_depth(soft_fused, depth), certainty(p)
         return Refined(smoothed, tau, p, depth, soft_fused, guided, confidence, diffuse(guided, soft_fused, confidence))
 
 
