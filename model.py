@@ -20,11 +20,11 @@ from torch import Tensor, nn
 STRIDE = 32  # five poolings
 
 
-def pad_to_stride(stack: Tensor) -> Tensor:
-    """Repeat the last row and column of (..., H, W) until both sides are multiples of 32."""
+def pad_to_stride(stack: Tensor, stride: int = STRIDE) -> Tensor:
+    """Repeat the last row and column of (..., H, W) until both sides are multiples of the stride."""
     h, w = stack.shape[-2:]
-    rows = torch.arange(math.ceil(h / STRIDE) * STRIDE, device=stack.device).clamp(max=h - 1)
-    columns = torch.arange(math.ceil(w / STRIDE) * STRIDE, device=stack.device).clamp(max=w - 1)
+    rows = torch.arange(math.ceil(h / stride) * stride, device=stack.device).clamp(max=h - 1)
+    columns = torch.arange(math.ceil(w / stride) * stride, device=stack.device).clamp(max=w - 1)
     return stack if (len(rows), len(columns)) == (h, w) else stack[..., rows, :][..., columns]
 
 

@@ -602,7 +602,8 @@ def test_no_library_adds_lines_of_its_own(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     save = save_tiff16 if suffix == ".tif" else write_image
     save(path, np.random.default_rng(0).integers(0, 65536, (40, 50, 3), np.uint16))
-    program = ("import sys, utils\n@utils.command\ndef main(argv):\n    utils.read_image(argv[0])\n"
+    program = ("import sys\nfrom pictures.reading import read_image\nfrom utils import command\n"
+               "@command\ndef main(argv):\n    read_image(argv[0])\n"
                "sys.exit(main(sys.argv[1:]))")
     data = path.read_bytes()
     for share in (0.02, 0.4, 0.9):
