@@ -303,9 +303,7 @@ class StackMFFV2(nn.Module):
 
     def compare(self, volume: Tensor, size: Sequence[int], fast: bool) -> FocusMap:
         """Compare the frames of a focus volume (see `focus_volume`) of stacks of this height and width."""
-        logits = self.inter(volume)
-        if fast:
-            logits = upsample_logits(logits, *size)
+        logits = upsample_logits(self.inter(volume), *size) if fast else self.inter(volume)
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
         return regress_focus(logits.float(), self.temperature, readout, self.config.calibration)
 
@@ -326,8 +324,7 @@ class StackMFFV2(nn.Module):
 
 def by_frame(stack: Tensor) -> Tensor:
     """Return (B, N, H, W) frame by frame: (N*B, 1, H, W)."""
-    frames = stack.transpose(0, 1).flatten(0, 1)[:, None]
-    return frames.contiguous(memory_format=torch.channels_last)
+    return stack.transpose(0, 1).flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
 
 
 def upsample_logits(logits: Tensor, height: int, width: int) -> Tensor:

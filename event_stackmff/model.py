@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from event_stackmff.published import LEAST_SIDE, PublishedNetwork, rename_published
+from event_stackmff.published import LEAST_SIDE, PublishedNetwork, our_names_of
 from model import FocusMap, ModelConfig, StackMFFV2, ULDANet, by_frame, initialise, pad_to_stride, unpad
 
 
@@ -196,7 +196,7 @@ def from_checkpoint(checkpoint: dict) -> EventStackMFF | PublishedEventStackMFF:
     Raises KeyError, TypeError, ValueError or RuntimeError if it is neither, or for another network.
     """
     if is_published(checkpoint):
-        model, state = PublishedEventStackMFF(), rename_published(checkpoint)
+        model, state = PublishedEventStackMFF(), our_names_of(checkpoint)
     else:
         if checkpoint.get("network") != EventStackMFF.network:
             raise ValueError(f"weights of {checkpoint.get('network', 'stackmff_v2')}, not of {EventStackMFF.network}")

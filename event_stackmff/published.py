@@ -341,7 +341,7 @@ class PublishedNetwork(nn.Module):
 # --------------------------------------------------------------------------- the published checkpoint
 
 
-def rename_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def our_names_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the published `state_dict` to ours. What is left over is refused by the strict load."""
     parts = [("n_refine.conv.", "refine.over_frames."), ("depth_map_creation.tau", "refine.tau"),
              ("tau_predictor.", "refine.temperature."),

@@ -68,7 +68,7 @@ def test_no_file_and_no_folder_is_too_much_or_too_little():
         assert len(list(folder.rglob("*.py"))) > 1, folder
 
 
-SAME = ("main", "parse_args", "from_checkpoint")  # every script and every network has these
+SAME = ("main", "parse_args", "from_checkpoint", "is_published")  # every script, every network
 
 
 def test_no_function_is_defined_in_two_files():
