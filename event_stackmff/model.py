@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from event_stackmff.published import LEAST_SIDE, PublishedNetwork, our_names_of
 from model import FocusMap, ModelConfig, StackMFFV2, ULDANet, by_frame, initialise, pad_to_stride, unpad
 
+GAIN = 6  # most pixels have no event; this makes the variance of event frames about 1
+
 
 def pad_events(events: Tensor) -> Tensor:
     """Pad (..., H, W) as `pad_to_stride` does, but without repeating: outside nothing happens."""
@@ -48,7 +50,7 @@ class EventEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(groups, c) if groups else nn.Identity() for c in channels)
 
     def forward(self, events: Tensor) -> list[Tensor]:
-        x, scales = torch.cat((events, events.abs()), dim=1), []
+        x, scales = GAIN * torch.cat((events, events.abs()), dim=1), []
         for convolve, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.avg_pool2d(F.gelu(norm(convolve(x))), 2)
             scales.append(x)
