@@ -276,6 +276,7 @@ class ModelConfig:
 
 class StackMFFV2(nn.Module):
     network = "stackmff_v2"  # its name in FAMILY
+    squash = staticmethod(torch.sigmoid)  # what the recurrent stage sees of the heads' features, (B, 8, H, W)
 
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
@@ -311,15 +312,14 @@ class StackMFFV2(nn.Module):
         """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""
         return self.to_volume(self.intra(by_frame(pad_to_stride(stack))), stack.shape, fast)
 
-    @staticmethod
-    def to_volume(features: Tensor, shape: Sequence[int], fast: bool) -> Tensor:
+    def to_volume(self, features: Tensor, shape: Sequence[int], fast: bool) -> Tensor:
         """Complete the heads' features (N*B, 8, H/2, W/2), padded, to the focus volume of stacks of this shape."""
         b, n, h, w = shape
         if fast:
             h, w = math.ceil(h / 2), math.ceil(w / 2)
         else:
             features = upsample(features)
-        return torch.sigmoid(unpad(features, h, w)).unflatten(0, (n, b))
+        return self.squash(unpad(features, h, w)).unflatten(0, (n, b))
 
 
 def by_frame(stack: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """EventStackMFF (Wu and Xie, 2026): a focal stack and its event stack -> focus map. Ours, and the published network.
 
 An event camera beside the picture camera reports, while the focus sweeps, where the brightness changes: at a bright
-detail it brightens until the detail is in focus and darkens afterwards. Ours is StackMFF-V2, and what the events say
-enters its encoder through gates. Without events it is StackMFF-V2, so it can begin from V2's weights.
+detail it brightens until the detail is in focus and darkens afterwards. Ours is StackMFF-V2. What the events say enters
+its encoder through gates, and the focus volume, where the recurrent stage can add up what came before a frame and what
+comes after it. Without events it is StackMFF-V2, so it can begin from V2's weights.
 
 Letters: B batch, N frames, C channels, H height, W width.
 """
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from event_stackmff.published import LEAST_SIDE, PublishedNetwork, our_names_of
-from model import FocusMap, ModelConfig, StackMFFV2, ULDANet, by_frame, initialise, pad_to_stride, unpad
+from model import BiConvGRU, FocusMap, ModelConfig, StackMFFV2, ULDANet, by_frame, initialise, pad_to_stride, unpad
 
 GAIN = 6  # most pixels have no event; this makes the variance of event frames about 1
 
@@ -72,7 +73,7 @@ class EventEntry(nn.Module):
 
 
 class EventULDANet(ULDANet):
-    """V2's scoring of each frame alone, with its events: (F, 1, H, W), (F, 2, H, W) -> (F, 8, H/2, W/2)."""
+    """V2's scoring of each frame alone, with its events: (F, 1, H, W), (F, 2, H, W) -> (F, 8 + 4, H/2, W/2)."""
 
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config.channels, config.groups)
@@ -82,6 +83,10 @@ class EventULDANet(ULDANet):
         self.entries = nn.ModuleDict({
             str(level): EventEntry(config.channels[level], config.event_channels[level], config.detach_gate)
             for level in config.event_levels})
+        if config.event_volume:
+            self.event_head = nn.Conv2d(config.event_channels[0], config.event_volume, 1, bias=False)
+        else:
+            self.event_head = None
 
     def forward(self, frames: Tensor, events: Tensor) -> Tensor:
         said = self.events(events)
@@ -91,7 +96,8 @@ class EventULDANet(ULDANet):
             if str(level) in self.entries:
                 x = self.entries[str(level)](x, said[level])
             scales.append(x)
-        return self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))
+        focus = self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))
+        return torch.cat((focus, self.event_head(said[0])), dim=1) if self.event_head else focus
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class EventConfig(ModelConfig):
     readout: str = "peak"
     event_channels: tuple[int, ...] = (12, 16, 24, 32, 48)  # of the event encoder's levels, as far as they are needed
     event_levels: tuple[int, ...] = (0, 1, 2)  # of the encoder, 0 the finest, at which events enter
+    event_volume: int = 4  # channels of the focus volume that hold events; 0: they only enter the encoder
     # the published network's faults, one by one, for ablations
     next_events: bool = True  # a frame sees the events after it too: in focus they change sign
     event_norm: bool = False  # norms in the event encoder, which divide the amount of events out
@@ -120,7 +127,9 @@ class EventStackMFF(StackMFFV2):
     def __init__(self, config: EventConfig = EventConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__(config)
         self.intra = EventULDANet(config)
-        self.intra.apply(initialise)
+        self.inter = BiConvGRU(config.channels[0] + config.event_volume, config.hidden)
+        for part in (self.intra, self.inter):
+            part.apply(initialise)
 
     def forward(self, stack: Tensor, events: Tensor, fast: bool = False) -> FocusMap:
         """Regress the focus map of grey stacks and their events, both (B, N, H, W), any N >= 1, H and W.
@@ -130,11 +139,16 @@ class EventStackMFF(StackMFFV2):
         return self.compare(self.focus_volume(stack, events, fast), stack.shape[-2:], fast)
 
     def focus_volume(self, stack: Tensor, events: Tensor, fast: bool = False) -> Tensor:
-        """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""
+        """Score every frame alone: (B, N, H, W) -> focus volume (N, B, 8 + 4, H, W), half H and W if `fast`."""
         check_pair(stack, events)
         events = pad_events(events)
         events = with_next(events) if self.config.next_events else by_frame(events)
         return self.to_volume(self.intra(by_frame(pad_to_stride(stack)), events), stack.shape, fast)
+
+    def squash(self, features: Tensor) -> Tensor:
+        """Return what the recurrent stage sees of a head's features (B, 8 + 4, H, W): 0..1, of events -1..1."""
+        focus, events = features.split((self.config.channels[0], self.config.event_volume), dim=1)
+        return torch.cat((torch.sigmoid(focus), torch.tanh(events)), dim=1)
 
 
 class PublishedEventStackMFF(PublishedNetwork):
@@ -180,7 +194,10 @@ def begin_from_v2(model: EventStackMFF, v2: StackMFFV2) -> None:
 
     Raises RuntimeError if the two differ in width.
     """
-    model.load_state_dict(model.state_dict() | v2.state_dict(), strict=True)
+    state = v2.state_dict()
+    for name in [name for name in state if name.startswith("inter.") and ".frame." in name and name.endswith("weight")]:
+        state[name] = F.pad(state[name], (0, 0, 0, 0, 0, model.config.event_volume))  # events' kernels are 0
+    model.load_state_dict(model.state_dict() | state, strict=True)
     with torch.no_grad():
         model.log_temperature.copy_(v2.log_temperature)  # of the published V2 no part of the state
     for entry in model.intra.entries.values():
