@@ -1,7 +1,8 @@
 """Focal stacks for training: from disk or synthesised on the fly, in batches of equal frame count.
 
-A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `target` (S, S) the normalised depth of Eq. 9,
-`aif` (S, S) the all-in-focus luma to compare a fused picture with, `weight` () its share of the loss.
+A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `target` (S, S) the normalised depth of Eq. 9
+(where there is a depth map), `aif` (S, S) the all-in-focus luma to compare a fused picture with, `weight` () its share
+of the loss.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, sm
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import luma, pick_pixels
-from utils import UserError, list_folders, number, random_generator
+from utils import COUNT, FRAMES, UserError, list_folders, number, random_generator
+
+STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")  # what a dataset's folder of stacks may be called
 
 
 class Key(NamedTuple):
@@ -39,6 +42,7 @@ def focus_target(depth: np.ndarray, num_frames: int) -> np.ndarray:
     """Return the normalised depth of Eq. 9 that a stack of Algorithm 1 has: index / (N - 1) for depth (H, W) in 0..1.
 
     Algorithm 1's bins put depth d in frame floor(d * N), which d itself as the target misses by up to half a frame.
+    The inverse is `index_depth`: make_dataset.py writes depth maps that give the stack's own index, whatever its sweep.
     """
     return focus_positions(depth, num_frames, continuous=True) / np.float32(max(num_frames - 1, 1))
 
@@ -46,23 +50,25 @@ def focus_target(depth: np.ndarray, num_frames: int) -> np.ndarray:
 class StackFolder(Dataset):
     """Stacks on disk: `stack_dir/SCENE/` with frames in natural order, `depth_dir/SCENE.png`, near = 0.
 
-    Every file is checked for its partner at once, for its content when read. `AiF/SCENE.png` beside the stacks is
-    used where it is; otherwise the reference is the stack at its true focus index.
+    Every file is checked for its partner at once, for its content when read. `AiF/SCENE.*` beside the stacks is
+    used where it is; otherwise the reference is the stack at its true focus index. Without depth_dir every stack must
+    have one, and samples have no target.
     Pictures are cropped to `size`, or extended by reflection, never resized: resizing would change the blur.
     """
 
-    def __init__(self, stack_dir: str | Path, depth_dir: str | Path, size: int, augment: bool, seed: int = 0,
-                 subset: float = 1.0) -> None:
+    def __init__(self, stack_dir: str | Path, depth_dir: str | Path | None, size: int, augment: bool, seed: int = 0,
+                 subset: float = 1.0, part: slice = slice(None)) -> None:
         self.size, self.augment, self.seed = size, augment, seed
         stacks = {folder.name: folder for folder in list_folders(stack_dir)}
-        depths = index_by_stem(depth_dir)
-        for name in stacks.keys() ^ depths.keys():
-            lone, missing = (stacks[name], depth_dir) if name in stacks else (depths[name], stack_dir)
+        reference_dir = Path(stack_dir).parent / "AiF"
+        references = index_by_stem(reference_dir) if reference_dir.is_dir() or not depth_dir else {}
+        depths = index_by_stem(depth_dir) if depth_dir else {}
+        partners, partner_dir = (depths, depth_dir) if depth_dir else (references, reference_dir)
+        for name in stacks.keys() ^ partners.keys():
+            lone, missing = (stacks[name], partner_dir) if name in stacks else (partners[name], stack_dir)
             raise UserError(f"{lone}: nothing of that name in {missing}; add it or remove this one")
-        references = Path(stack_dir).parent / "AiF"
-        references = index_by_stem(references) if references.is_dir() else {}
-        chosen = take_subset(list(stacks), subset, seed)
-        self.scenes = [(stacks[name], depths[name], references.get(name)) for name in chosen]
+        chosen = take_subset(list(stacks)[part], subset, seed)
+        self.scenes = [(stacks[name], depths.get(name), references.get(name)) for name in chosen]
         self.names = [folder.name for folder, _, _ in self.scenes]
         self.frame_counts = [len(list_images(folder)[0]) for folder, _, _ in self.scenes]
 
@@ -71,21 +77,18 @@ class StackFolder(Dataset):
 
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
         folder, depth_path, aif_path = self.scenes[key.index]
-        frames = read_stack(folder)
-        depth = read_depth(depth_path)
-        if depth.shape != frames[0].shape[:2]:
-            raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its frames have "
-                            f"{frames[0].shape[1]}x{frames[0].shape[0]}; resize the depth map")
-        n = len(frames)
-        target = focus_target(depth, n)
-        stack = np.stack([luma(f) for f in frames])
-        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, target * (n - 1))
-        if aif.shape != depth.shape:
-            raise UserError(f"{aif_path}: {aif.shape[1]}x{aif.shape[0]} pixels, its frames have "
-                            f"{depth.shape[1]}x{depth.shape[0]}; replace or remove it")
+        stack = np.stack([luma(frame) for frame in read_stack(folder)])
+        n = len(stack)
+        maps = [*stack]
+        if depth_path:
+            depth = read_depth(depth_path)
+            check_size_of(depth_path, depth, stack[0], "resize the depth map")
+            maps.append(focus_target(depth, n))
+        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, maps[n] * (n - 1))
+        check_size_of(aif_path, aif, stack[0], "replace or remove it")
         rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
-        maps = crop_and_flip(np.concatenate((stack, target[None], aif[None])), self.size, rng)
-        return make_sample(maps[:n], maps[n], maps[n + 1], key.weight)
+        maps = crop_and_flip(np.stack((*maps, aif)), self.size, rng)
+        return make_sample(maps[:n], maps[n] if depth_path else None, maps[-1], key.weight)
 
 
 class SyntheticStacks(Dataset):
@@ -146,6 +149,21 @@ class SyntheticStacks(Dataset):
         return planes_from_segments(labels, rng, tilt=rng.choice((0.0, 0.3, 0.8)))
 
 
+def stack_folder(root: str | Path) -> Path:
+    """Return the folder of a dataset's stacks. Raises UserError if there is none."""
+    for name in STACK_FOLDERS:
+        if (Path(root) / name).is_dir():
+            return Path(root) / name
+    raise UserError(f"{root}: no dataset there; expected {Path(root) / STACK_FOLDERS[0]}/SCENE/")
+
+
+def check_size_of(path: Path, picture: np.ndarray, frame: np.ndarray, remedy: str) -> None:
+    """Raise UserError unless a picture (H, W) has the size of its stack's frames."""
+    if picture.shape != frame.shape:
+        raise UserError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels, its frames have "
+                        f"{frame.shape[1]}x{frame.shape[0]}; {remedy}")
+
+
 def take_subset(names: list[str], fraction: float, seed: int) -> list[str]:
     """Return a seeded share of the names (at least one), in their order."""
     count = max(1, round(fraction * len(names)))
@@ -175,10 +193,12 @@ def crop_and_flip(maps: np.ndarray, size: int, rng: np.random.Generator | None) 
     return maps
 
 
-def make_sample(stack: np.ndarray, target: np.ndarray, aif: np.ndarray, weight: float) -> dict[str, torch.Tensor]:
-    """Bundle a stack (N, H, W), its normalised depth and its all-in-focus luma as tensors."""
+def make_sample(stack: np.ndarray, target: np.ndarray | None, aif: np.ndarray,
+                weight: float) -> dict[str, torch.Tensor]:
+    """Bundle a stack (N, H, W), its normalised depth, if it has one, and its all-in-focus luma as tensors."""
     maps = {"stack": stack, "target": target, "aif": aif, "weight": weight}
-    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()
+            if values is not None}
 
 
 class MixedStacks(Dataset):
@@ -271,9 +291,9 @@ def add_synthesis_flags(parser: argparse.ArgumentParser) -> None:
                        help="paper: Algorithm 1; diverse: lenses, cameras and sweeps as they are")
     group.add_argument("--leave_out", nargs="+", choices=list(PARTS), default=[],
                        help="parts of the diversity to train without, for ablations; validation keeps them")
-    group.add_argument("--num_frames", type=number(int, 1, 10_000), nargs="+", default=[8, 12, 16, 20, 24],
+    group.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
                        help="frames of a stack; two numbers with --recipe diverse: a range, drawn log-uniformly")
-    group.add_argument("--repeats", type=number(int, 1, 10**6), default=1, help="stacks per picture and epoch")
+    group.add_argument("--repeats", type=COUNT, default=1, help="stacks per picture and epoch")
 
 
 def add_subset_flag(group: Any, part: str) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from evaluation.printed import PRINTED, PRINTED_COLUMNS, read_printed
+from evaluation.printed import PRINTED, PRINTED_COLUMNS, match_printed, read_printed
 from evaluation.report import RESULTS, compare_quality, report
 from evaluation.scores import score_all, write_rows
 from evaluation.sets import find_sets
@@ -32,11 +32,11 @@ from evaluation.tables import (
     NO_REFERENCE,
 )
 from outputs import check_apart, open_output
-from utils import HelpFormatter, command
+from utils import Parser, command
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--test_root", required=True, metavar="DIR", help="directory of datasets")
     files.add_argument("--test_datasets", nargs="+", metavar="NAME", help="datasets to score; default: all in the root")
@@ -51,7 +51,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     scores.add_argument("--no_reference", action="store_true",
                         help="the figures without truth also for datasets with truth")
     scores.add_argument("--paper", nargs="?", const=str(PRINTED), metavar="FILE",
-                        help=f"set printed figures beside Table 1: a CSV of {', '.join(PRINTED_COLUMNS)}; without a "
+                        help=f"set printed figures beside Table 1, whose luma is then rounded to 8 bit first, as "
+                        f"theirs was: a CSV of {', '.join(PRINTED_COLUMNS)}; without a "
                         "FILE those of the authors' README (its source column says which)")
     args = parser.parse_args(argv)
     names = [name for name, _ in args.results]
@@ -79,14 +80,16 @@ def main(argv=None) -> int:
         return 1
     settings = {"test_root": args.test_root, "test_datasets": args.test_datasets}
     output = open_output(args.output_dir, settings, args.overwrite)
+    scored = [part.name for part in sets if part.aif]
+    beside = match_printed(printed, scored) if scored else []
     try:
-        scores, depths, blind = score_all(sets, output, args.no_reference)
+        scores, depths, blind = score_all(sets, output, args.no_reference, rounded=bool(beside))
         for name in RESULTS:  # of an earlier run, which may have had other methods
             (output / name).unlink(missing_ok=True)
         for name, rows in (("scores", scores), ("depth", depths), ("no_reference", blind)):
             write_rows(output / f"{name}.csv", rows)
         if scores:
-            compare_quality(scores, list(methods), args.colour, printed, output)
+            compare_quality(scores, list(methods), args.colour, beside, output)
         elif printed:
             print(f"notice: {args.paper}: not used, no dataset has AiF pictures to score with", file=sys.stderr)
         if depths:

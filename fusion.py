@@ -8,6 +8,7 @@ exceeds the memory budget.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,16 +17,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from model import (
-    StackMFFV2,
     load_model,
 )
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
 from streaming.frames import FrameSource
-from streaming.memory import Kept, card_memory, halo_of, plan_memory
-from streaming.passes import FocusMaps, compare_frames, score_frames
+from streaming.memory import Kept
+from streaming.passes import FocusMaps
 from streaming.settings import FusionSettings
 from utils import UserError, pick_device
 
@@ -33,25 +34,29 @@ from utils import UserError, pick_device
 class Fusion(NamedTuple):
     fused: np.ndarray  # (H, W) or (H, W, 3), the frames' own type
     index: np.ndarray  # (H, W) float32 focus index in frames, 0..N-1
-    confidence: np.ndarray  # (H, W) float32 0..1
+    confidence: np.ndarray | None  # (H, W) float32 0..1; None from a network that has none
 
 
-def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, model: StackMFFV2,
+# where each network of the family is run over a stack: find_focus(source, model, settings) -> FocusMaps
+PASSES = {"stackmff_v2": "streaming.passes", "stackmff_v1": "stackmff_v1.passes"}
+
+
+def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, model: nn.Module,
                settings: FusionSettings = FusionSettings()) -> Fusion:  # noqa: B008 (frozen)
     """Fuse a focal stack given as files, pages of files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
 
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
-    card = card_memory(next(model.parameters()).device)
-    budget = plan_memory(len(source), *source.size, settings, halo_of(model), card)
-    with torch.inference_mode(), closing(score_frames(source, model, settings, budget)) as features:
-        with closing(compare_frames(features, source, model, settings, budget)) as focus:
+    passes = importlib.import_module(PASSES[model.network])
+    with torch.inference_mode(), closing(passes.find_focus(source, model, settings)) as focus:
+        fused = sample_frames(source, focus)
+        if settings.smooth:
+            focus.index = smooth_index(focus.index, focus.confidence, luma(fused), settings.smooth)
             fused = sample_frames(source, focus)
-            if settings.smooth:
-                focus.index = smooth_index(focus.index, focus.confidence, luma(fused), settings.smooth)
-                fused = sample_frames(source, focus)
-            return Fusion(fused, focus.index, focus.confidence)
+        if settings.sampling == "painted":
+            fused = repaint(fused, focus.painted, source.white)
+        return Fusion(fused, focus.index, focus.confidence)
 
 
 # --------------------------------------------------------------------------- the passes
@@ -62,6 +67,13 @@ def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
     if focus.probabilities is None:
         return pick_pixels(source.read_all("sampling"), focus.index)
     return blend_pixels(source.read_all("sampling"), focus.probabilities)
+
+
+def repaint(fused: np.ndarray, painted: np.ndarray, white: int) -> np.ndarray:
+    """Give a picture (H, W[, 3]) the painted luma (H, W) in 0..1 and leave its chroma: all colours shift alike."""
+    step = (painted - luma(fused, white)) * white
+    values = fused + (step if fused.ndim == 2 else step[..., None])
+    return np.clip(np.rint(values), 0, np.iinfo(fused.dtype).max).astype(fused.dtype)
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:
@@ -98,10 +110,11 @@ def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, r
     return np.clip(sure * index + (1 - sure) * smoothed, index.min(), index.max())
 
 
-def open_model(args: argparse.Namespace) -> StackMFFV2:
+def open_model(args: argparse.Namespace) -> nn.Module:
     """Load the weights that the flags name. Raises UserError if there are none."""
     device = pick_device(args.device)
     try:
-        return load_model(args.model_path, device).to(memory_format=torch.channels_last)
+        model = load_model(args.model_path, device)
+        return model.to(memory_format=torch.channels_last) if model.network == "stackmff_v2" else model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None

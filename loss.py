@@ -71,9 +71,11 @@ def depth_errors(index: np.ndarray, target: np.ndarray, num_frames: int) -> dict
 def image_quality(fused: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Return PSNR in dB (at most 100) and SSIM of two pictures (H, W) or (H, W, 3) in 0..255, data range 255.
 
-    SSIM is scikit-image's with its 7x7 window, the mean over the channels.
+    SSIM is scikit-image's with its 7x7 window, the mean over the channels. Both are nan if a pixel is not finite.
     """
     fused, reference = fused.astype(np.float64), reference.astype(np.float64)
+    if not (np.isfinite(fused).all() and np.isfinite(reference).all()):
+        return {"psnr": float("nan"), "ssim": float("nan")}
     mse = ((fused - reference) ** 2).mean()
     psnr = 10 * np.log10(255**2 / mse) if mse > 255**2 * 1e-10 else 100.0
     window = min(7, *(side - 1 + side % 2 for side in fused.shape[:2]))  # odd, within the picture

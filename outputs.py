@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from temporary import clean_leftovers, is_inside, temporary_name
 from utils import UserError
+
+MANIFEST = "made_with.json"
 
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders."""
+    """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders.
+
+    What a killed run left beside it is removed, too.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        if part.is_dir() and path.is_dir():  # a folder cannot replace a full one
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+    clean_leftovers(path.parent)
+    suffix = path.suffix if len(path.suffix) < 10 else ""  # a folder's name may be long and have a dot
+    with temporary_name() as name, temporary_name() as other:
+        part, replaced = path.with_name(f".{name}.part{suffix}"), path.with_name(f".{other}.part")
+        try:
+            yield part
+            if part.is_dir() and path.is_dir():  # a folder cannot replace a full one, and a kill must not leave half
+                os.replace(path, replaced)
+            os.replace(part, path)
+        except OSError as error:
+            if error.errno and (error.filename is None or is_inside(error.filename, part)):
+                error.filename = str(path)  # the name that the user knows
+                del error.filename2
+            raise
+        finally:
+            for rest in (part, replaced):
+                if rest.is_dir():
+                    shutil.rmtree(rest)
+                else:
+                    rest.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -40,8 +57,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write several files, all of them or, after an error or Ctrl-C, none; the first appears last.
 
-    Raises UserError if the disk is full or read-only.
+    Raises UserError if the disk is full or read-only, or if a folder is where a file goes.
     """
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, and a file of that name is to be written; move it away")
     path = None
     try:
         with contextlib.ExitStack() as parts:
@@ -54,7 +74,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def check_output(directory: str | Path) -> Path:
     """Return the output directory as a Path. Raises UserError if it can't be one: before hours of work, not after."""
     directory = Path(directory)
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    there = next(place for place in (directory, *directory.absolute().parents) if os.path.lexists(place))
+    if not there.exists():
+        raise UserError(f"{there}: a link that leads nowhere; repair it or give another output directory")
     if not there.is_dir():
         raise UserError(f"{there}: is a file; give another output directory")
     if not os.access(there, os.W_OK):
@@ -76,7 +98,9 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     Raises UserError if the directory holds something else and `overwrite` is not given.
     """
     directory = check_output(directory)
-    manifest = directory / "made_with.json"
+    if directory.is_dir():
+        clean_leftovers(directory)
+    manifest = directory / MANIFEST
     settings = json.loads(json.dumps(settings, default=str))
     if overwrite and manifest.is_file():  # only what such a job made is ever removed
         shutil.rmtree(directory)
@@ -93,6 +117,32 @@ def open_output(directory: str | Path, settings: dict, overwrite: bool = False) 
     if not manifest.is_file():
         write_text(manifest, json.dumps(settings, indent=1) + "\n")
     return directory
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return what a program keeps of how its results were made: a JSON object; {} if there is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that also ask for this folder waiting, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class CsvLog:
@@ -119,5 +169,7 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint of tensors and plain values, whole or not at all."""
     import torch
 
+    file = io.BytesIO()  # else the archive holds the temporary name: equal checkpoints are equal bytes
+    torch.save(checkpoint, file)
     with written_whole(path) as part:
-        torch.save(checkpoint, part)
+        part.write_bytes(file.getbuffer())

@@ -16,14 +16,11 @@ import sys
 from evaluation.sets import find_scenes
 from prediction.datasets import predict_all
 from prediction.stack import add_stack_flags
-from utils import (
-    HelpFormatter,
-    command,
-)
+from utils import Parser, command
 
 
 def parse_args(argv=None, description: str = __doc__) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = Parser(description)
     files = parser.add_argument_group("files")
     files.add_argument("--test_root", required=True, help="directory of datasets")
     files.add_argument("--test_datasets", nargs="+", metavar="NAME", help="datasets to fuse; default: all in the root")

@@ -23,9 +23,12 @@ import numpy as np
 
 from fusion import open_model
 from model import StackMFFV2
-from outputs import check_output, write_together
+from outputs import MANIFEST, check_output
+from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
+from pictures.profiles import with_one_profile
 from prediction.overview import make_overview
+from prediction.record import Results, check_results, describe_frames_made_from, describe_run
 from prediction.stack import (
     GO_ON,
     MAPS,
@@ -39,21 +42,24 @@ from prediction.stack import (
     tell,
 )
 from streaming.frames import FrameSource
-from utils import HelpFormatter, UserError, command, keep_freed_memory
+from streaming.memory import GIB
+from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
+
+PROGRAM = "predict_one_stack.py"
 
 # --------------------------------------------------------------------------- command line
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
                        help="folder of frames, in natural order of their names, or a multi-page TIFF")
-    files.add_argument("--output_dir", required=True, help="the results go here; older ones are replaced")
+    files.add_argument("--output_dir", required=True, help="the results go here, in the place of those of earlier runs")
     files.add_argument("--recursive", action="store_true",
                        help="fuse every folder of frames in and below input_dir into output_dir/RELATIVE/PATH")
     files.add_argument("--overview", action="store_true", help="also write overview.png: frames, result, focus map")
-    files.add_argument("--overview_crop", type=int, nargs=2, metavar=("LEFT", "TOP"),
+    files.add_argument("--overview_crop", type=number(int, 0, 10**6), nargs=2, metavar=("LEFT", "TOP"),
                        help="the overview shows 360x270 pixels from there at 100 %%, or from as near as the picture "
                             "reaches; default: whole pictures, made smaller")
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
@@ -66,19 +72,26 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 @command
 def main(argv=None) -> int:
-    args = parse_args(argv)
-    keep_freed_memory()
     summary: dict[str, Any] = {"stacks": []}
+    as_json = any(len(flag) > 2 and "--json".startswith(flag) for flag in (sys.argv[1:] if argv is None else argv))
     try:
+        args = parse_args(argv)
+        keep_freed_memory()
         return fuse_all(args, summary)
     except KeyboardInterrupt:
         summary["error"] = "interrupted"
         raise KeyboardInterrupt(GO_ON) from None
-    except UserError as error:
-        summary["error"] = str(error)
+    except WrongFlags as wrong:
+        summary["error"] = wrong.reason
+        raise
+    except SystemExit:  # --help
+        as_json = False
+        raise
+    except Exception as error:
+        summary["error"] = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise
     finally:
-        if args.json:
+        if as_json:
             print(json.dumps(summary, indent=1, default=str))
 
 
@@ -89,13 +102,20 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     if os.path.realpath(root) == os.path.realpath(output):
         raise UserError(f"{output}: is the input; the results would be frames of the next run")
     stacks = find_stacks(root, output) if args.recursive else [root]
+    places = [output / stack.relative_to(root) if args.recursive else output for stack in stacks]
+    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else [])]
+    results = [Results(place, MANIFEST, dict(zip(names, names, strict=True)), PROGRAM) for place in places]
+    inside = {os.path.realpath(place) for place in places} & {os.path.realpath(stack) for stack in stacks}
+    if inside:
+        raise UserError(f"{min(inside)}: is a stack and would get results; give an --output_dir apart from it")
+    check_results(results)
     model = None if args.dry_run else open_model(args)
-    for stack in stacks:
-        place = output / stack.relative_to(root) if args.recursive else output
-        entry = {"input": str(stack), "output": str(place), "status": "interrupted", "notices": []}
+    run = {} if args.dry_run else describe_run(PROGRAM, args)
+    for stack, result in zip(stacks, results, strict=True):
+        entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= check_stack(stack, args) if args.dry_run else fuse_one(stack, place, model, args)
+            entry |= check_stack(stack, args) if args.dry_run else fuse_one(stack, result, run, model, args)
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
             continue
@@ -108,31 +128,39 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
-def fuse_one(stack: Path, output: Path, model: StackMFFV2, args: argparse.Namespace) -> dict[str, Any]:
-    """Fuse a stack into its folder. Returns its entry of the summary."""
-    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else [])]
-    if args.skip_existing and all((output / name).is_file() for name in names):
-        return {"status": "skipped", "files": names}
-    begin = time.perf_counter()
+def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: StackMFFV2,
+             args: argparse.Namespace) -> dict[str, Any]:
+    """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
+    names = list(results.files)
     frames = open_stack(stack)
+    made_with = run | {"fused_from": describe_frames_made_from(frames)}
+    wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
+    kept, notices = results.are_kept(made_with, wanted, str(results.folder))
+    if kept:
+        return {"status": "skipped", "files": names, "notices": notices}
+    begin = time.perf_counter()
     result = fuse_files(frames, model, args, progress=True)
     if args.overview:
         result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                       result.report.get("crop", (0, 0))[:2])
-    write_together({output / name: result.encode(name) for name in names})
+    results.write({name: result.encode(name) for name in names}, made_with)
     return {"status": "fused", **describe_frames_of(frames, result.files[names[0]]), "files": names,
-            "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report, "notices": result.notices}
+            "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
+            "notices": notices + result.notices}
 
 
 def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
     frames = open_stack(stack)
-    source = FrameSource(frames, progress=True)
+    check_headers(frames)
+    one_profile, converted = with_one_profile(frames)
+    source = FrameSource(one_profile, progress=True)
     for _ in source.read_all("checking"):
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": round(estimate_memory(source, args), 2), "notices": describe_duplicates(frames, source)}
+            "memory_gib": round(estimate_memory(source, args).needed / GIB, 2),
+            "notices": converted + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

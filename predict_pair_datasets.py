@@ -35,7 +35,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 @command
 def main(argv=None) -> int:
-    return predict_all(parse_args(argv), find_pairs, fuse_pair, ("focus_map", *KINDS))
+    return predict_all(parse_args(argv), find_pairs, fuse_pair, ("focus_map", *KINDS), "predict_pair_datasets.py")
 
 
 def find_pairs(root: Path) -> tuple[list[StackScene], list[str]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
-from utils import HelpFormatter, command
+from temporary import temporary_folder
+from utils import Parser, command
 
 # --------------------------------------------------------------------------- focal order
 
@@ -37,7 +37,7 @@ from utils import HelpFormatter, command
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True, help="folder of frames in the order of their names")
     files.add_argument("--output_dir", required=True, help="gets NAME.png .. and transforms.json")
@@ -59,10 +59,10 @@ def main(argv=None) -> int:
     kept = args.save_transforms
     if args.register != "none":
         args.save_transforms = output / "transforms.json"
-    with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
-        prepared = prepare_stack(frames, args, Path(folder), progress=True)
+    with temporary_folder(output) as folder:
+        prepared = prepare_stack(frames, args, folder, progress=True)
         for name, frame in zip(output_names(frames, prepared.order), prepared.frames, strict=True):
-            if Path(frame).parent == Path(folder):
+            if isinstance(frame, Path) and frame.parent == folder:
                 os.replace(frame, output / name)
             else:
                 write_image(output / name, read_image(frame))

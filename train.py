@@ -85,7 +85,7 @@ class FocusTask:
         model = StackMFFV2(ModelConfig(readout="peak"))
         if self.args.init_path:
             model.load_state_dict(initial_weights(self.args.init_path))
-        return model
+        return model.to(memory_format=torch.channels_last)
 
     def forward(self, model: torch.nn.Module, batch: Batch, draw: float) -> FocusMap:
         return model(batch["stack"], fast=draw < self.args.fast_share)

@@ -6,6 +6,7 @@ A network plugs in as a `Task`; `train.py` is the shortest example.
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -28,9 +29,19 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
-from outputs import CsvLog, save_checkpoint
+from outputs import CsvLog, save_checkpoint, written_whole
 from pictures.writing import write_image
-from utils import SEED, UserError, keep_freed_memory, number, random_generator, seed_everything, start_processes
+from utils import (
+    SEED,
+    SIDE,
+    WORKERS,
+    UserError,
+    keep_freed_memory,
+    number,
+    random_generator,
+    seed_everything,
+    start_processes,
+)
 
 VAL_SEED = 0  # runs of any --seed are validated on the same stacks
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "soap": SOAP,
@@ -84,19 +95,25 @@ class Task(Protocol):
         """Return further columns of the log, of the model after an epoch."""
 
 
-def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: str) -> None:
-    """Add the flags of every training to a parser; group: its argument group of what is about training."""
-    side = number(int, 1, 1 << 14)
+def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: str,
+                       also: Mapping[str, str] = {}) -> None:  # noqa: B006 (never written)
+    """Add the flags of every training; group: the parser's group of what is about training.
+
+    also: further names of flags, as a network's own paper has them.
+    """
+    names = {flag: [flag, *([also[flag]] if flag in also else [])] for flag in
+             ("--num_epochs", "--lr_decay", "--save_name")}
     group.add_argument("--batch_size", type=number(int, 1, 1 << 16), default=12,
                        help="stacks per step, over all processes")
-    group.add_argument("--num_epochs", type=number(int, 1, 10**9), default=50)
+    group.add_argument(*names["--num_epochs"], type=number(int, 1, 10**9), default=50)
     group.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw",
                        help="soap is Adam in the eigenbasis of Shampoo's preconditioner: more per step; sgd has a "
                             "momentum of 0.9")
     group.add_argument("--lr", type=number(float, 0, 1e10), default=1e-3, help="learning rate in the first epoch")
-    group.add_argument("--lr_decay", type=number(float, 0, 1, above=True), default=0.9, help="its factor per epoch")
-    group.add_argument("--training_image_size", type=side, default=384, help="side of the square crops, pixels")
-    group.add_argument("--val_image_size", type=side, help="the same for validation; default: as in training")
+    group.add_argument(*names["--lr_decay"], type=number(float, 0, 1, above=True), default=0.9,
+                       help="its factor per epoch")
+    group.add_argument("--training_image_size", type=SIDE, default=384, help="side of the square crops, pixels")
+    group.add_argument("--val_image_size", type=SIDE, help="the same for validation; default: as in training")
     group.add_argument("--ema", type=number(float, 0, 0.999999), default=0.0,
                        help="decay per step of the averaged weights; 0: no average")
     group.add_argument("--clip", type=number(float, 0, 1e9, above=True), default=1.0,
@@ -104,13 +121,13 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--seed", type=SEED, default=0)
     group = parser.add_argument_group("run")
     group.add_argument("--save_dir", default="checkpoints")
-    group.add_argument("--save_name", default=save_name)
+    group.add_argument(*names["--save_name"], default=save_name)
     group.add_argument("--init_path", metavar="PATH", help="weights to begin with, of an earlier stage or another set")
     group.add_argument("--resume", action="store_true", help="go on from last.pth, or begin if there is none")
     group.add_argument("--eval_interval", type=number(int, 1, 10**9), default=1, help="epochs between validations")
     group.add_argument("--save_minutes", type=number(float, 0, 1e6), default=10,
                        help="minutes between checkpoints within an epoch")
-    group.add_argument("--num_workers", type=number(int, 0, 1024), default=4, help="processes that load stacks")
+    group.add_argument("--num_workers", type=WORKERS, default=4, help="processes that load stacks")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
@@ -140,7 +157,7 @@ class Run:
 
     def __init__(self, task: Task, args: argparse.Namespace, device: torch.device) -> None:
         self.task = task
-        self.model = task.new_model().to(device, memory_format=torch.channels_last)
+        self.model = task.new_model().to(device)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.kind = args.optimizer
         self.optimizer = OPTIMIZERS[self.kind](self.model.parameters(), lr=args.lr)
@@ -234,9 +251,12 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     run = Run(task, args, device)
     if last.is_file():
         run.restore(last, device, args.lr_decay)
+    check_same_start(run, last)
     folder.mkdir(parents=True, exist_ok=True)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
-    log = CsvLog(folder / "log.csv", append=run.epoch > 0)
+    if is_main():
+        cut_log(folder / "log.csv", run.epoch)
+    log = CsvLog(folder / "log.csv", append=True)
     board = SummaryWriter(str(folder)) if is_main() else None
     if is_main():
         print(f"{count_parameters(run.model)} parameters, {len(task.data)} stacks in {len(sampler)} batches per epoch, "
@@ -267,6 +287,29 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
             dist.barrier()
     if board:
         board.close()
+
+
+def cut_log(path: Path, epoch: int) -> None:
+    """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
+    if path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and int(row["epoch"]) <= epoch]  # whole rows
+        with written_whole(path) as part:
+            log = CsvLog(part)
+            for row in rows:
+                log.write(row)
+            part.touch()
+
+
+def check_same_start(run: Run, last: Path) -> None:
+    """Raise UserError unless all processes begin at the same step: each reads the checkpoint from its own machine."""
+    starts: list = [(run.epoch, run.step)]
+    if dist.is_initialized():
+        starts *= dist.get_world_size()
+        dist.all_gather_object(starts, (run.epoch, run.step))
+    if len(set(starts)) > 1:
+        raise UserError(f"{last}: not the same on all machines; give a --save_dir that they share")
 
 
 def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: EqualFramesSampler,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
 import functools
 import importlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
@@ -29,14 +32,33 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if "default: " in (action.help or "") else super()._get_help_string(action)
 
 
+class WrongFlags(SystemExit):
+    """The end of a program whose flags are wrong, exit code 2; `reason` is the line that was printed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(2)
+        self.reason = reason
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose help shows the defaults and whose errors are one line."""
+    """A parser whose help shows the defaults and whose errors are one line; the environment is a flag, too."""
 
     def __init__(self, description: str | None = None, **kwargs: Any) -> None:
         super().__init__(description=description, **{"formatter_class": HelpFormatter} | kwargs)
+        self.color = False  # of Python 3.14: a terminal's codes
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        name = next((name for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), None)
+        if name and not (os.path.isdir(os.environ[name]) and os.access(os.environ[name], os.W_OK)):
+            self.error(f"{name}={os.environ[name]}: no folder to write to, temporary files would go elsewhere; "
+                       "create or unset it")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        reason = f"{self.prog}: error: {message} (--help lists the flags)"
+        print(one_line(reason), file=sys.stderr)
+        raise WrongFlags(reason)
 
 
 def number(kind: type[int] | type[float], low: float, high: float, above: bool = False) -> Callable[[str], float]:
@@ -44,8 +66,8 @@ def number(kind: type[int] | type[float], low: float, high: float, above: bool =
 
     Whatever is not finite is refused.
     """
-    noun = "a whole number" if kind is int else "a number"
-    must = f"{noun} {'above' if above else 'from'} {low:g} {'up to' if above else 'to'} {high:g}"
+    words = ("a whole number", "d") if kind is int else ("a number", "g")
+    must = f"{words[0]} {'above' if above else 'from'} {low:{words[1]}} {'up to' if above else 'to'} {high:{words[1]}}"
 
     def convert(text: str) -> float:
         try:
@@ -69,28 +91,163 @@ def boolean(text: str) -> bool:
 
 
 SEED = number(int, 0, 2**32 - 1)  # the type of --seed
+COUNT = number(int, 1, 10**6)  # of scenes, epochs, stacks per step
+FRAMES = number(int, 1, 10_000)  # of a stack
+WORKERS = number(int, 0, 1024)  # processes that load
+SIDE = number(int, 1, 1 << 16)  # of pictures, pixels
+SHARE = number(float, 0, 1)
+MEMORY = number(float, 0, 1e6, above=True)  # GiB
+
+
+# --------------------------------------------------------------------------- a program's end and its streams
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Turn `main` into a program: errors become one line on stderr and an exit code (0 done, 1 failed, 130 Ctrl-C)."""
+    """Turn `main` into a program: errors become one line on stderr and an exit code.
+
+    0: done; 1: failed; 2: wrong flags; 128 + the number of the signal that stopped it: Ctrl-C (130), SIGTERM (143),
+    SIGHUP (129).
+    """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all
-        try:
-            return main(argv) or 0
-        except UserError as error:  # from a loader's process it comes with that process's traceback
-            print(f"error: {str(error).split('utils.UserError: ')[-1].strip()}", file=sys.stderr)
-        except OSError as error:  # a full disk, a read-only folder: the system's words name the file
-            print(f"error: {error}", file=sys.stderr)
-        except KeyboardInterrupt as stop:
-            print(f"interrupted: finished results are kept; {str(stop) or 'the same command goes on from here'}",
-                  file=sys.stderr)
-            return 130
-        return 1
+        with screens(), stop_signals() as received:
+            try:
+                code = main(argv) or 0
+                sys.stdout.flush()
+                return code
+            except UserError as error:  # from a loader's process it comes with that process's traceback
+                complain(str(error).split("utils.UserError: ")[-1].strip())
+            except OSError as error:  # a full disk, a read-only folder
+                complain(describe_os_error(error))
+            except MemoryError as error:
+                complain(f"the memory does not suffice ({error or 'no more words'}); close other programs, or do less "
+                         "at once")
+            except KeyboardInterrupt as stop:
+                if int(os.environ.get("RANK", 0)) == 0:  # of several processes one says it
+                    remedy = str(stop) or "the same command goes on from here"
+                    print(f"interrupted: finished results are kept; {remedy}", file=sys.stderr)
+                return 128 + (received or [signal.SIGINT])[0]
+            return 1
 
     return run
+
+
+def complain(reason: str) -> None:
+    print(f"error: {one_line(reason)}", file=sys.stderr)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the system's words with the file before them, as far as it is known."""
+    place = error.filename2 or error.filename
+    if place is None or not error.strerror:
+        return str(error)
+    remedy = "; make room or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{os.fsdecode(place)}: {error.strerror}{remedy}"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP stop the program as Ctrl-C does: temporary files go, results stay. Yields what came.
+
+    After the first only Ctrl-C counts, so that nothing interrupts the clearing up by chance. What is ignored (nohup)
+    stays so.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        received.append(number)
+        if len(received) == 1 or number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in filter(None, (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, stop)
+    RUNNING.append(before)
+    try:
+        yield received
+    finally:
+        RUNNING.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+RUNNING: list[dict] = []  # the handlers before those of the programs that run
+
+
+def leave_stopping_to_the_parent() -> None:
+    """In a forked process, such as a loader's: Ctrl-C reaches all of a terminal, the parent ends its children."""
+    if RUNNING:
+        for number in RUNNING[-1]:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave_stopping_to_the_parent)
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # all but tab and line feed
+CURSOR = re.compile(r"[\r\n]*(\x1b\[A)*")  # what progress bars write to move it
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters are written as codes: a file name shall not steer the terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    return printable(text.replace("\n", "\\n"))
+
+
+class Screen:
+    """stdout or stderr of a program: control characters are shown as codes, and no reader is no reason to stop.
+
+    A full disk under stdout is one: results may be printed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        if not CURSOR.fullmatch(text):
+            begin, body, end = re.fullmatch(r"(\r*)(.*?)(\r*)", text, re.DOTALL).groups()  # a bar's line
+            text = begin + printable(body) + end
+        self.try_to(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.try_to(self.stream.flush)
+
+    def try_to(self, action: Callable, *values: str) -> None:
+        try:
+            action(*values)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
+            if self.stream.fileno() == 1 and not isinstance(error, BrokenPipeError):  # output to a full disk
+                error.filename = "standard output"
+                raise
+
+
+@contextlib.contextmanager
+def screens() -> Iterator[None]:
+    """Let stdout and stderr be Screens; one that the caller closed (2>&-) leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may be no text at all
+    with contextlib.redirect_stdout(Screen(sys.stdout)) as out, contextlib.redirect_stderr(Screen(sys.stderr)) as err:
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
 
 
 # --------------------------------------------------------------------------- files
@@ -105,6 +262,15 @@ def natural_key(path: str | Path) -> list:
                 for part in re.split(r"(\d+)", text) if part] + [(0, 0, "")]
 
     return [*parts(path.stem), *parts(path.suffix), (0, 0, path.name)]
+
+
+def check_file(path: str | Path) -> Path:
+    """Return a file that can be opened. Raises UserError for others; a pipe would be waited for without end."""
+    path = Path(path)
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or device" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}; give a file")
+    return path
 
 
 def list_folders(directory: str | Path) -> list[Path]:
@@ -123,6 +289,11 @@ def optional_package(package: str, what: str, path: Path):
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
         raise UserError(f"{path}: {what} needs {package}: pip install -r requirements-formats.txt") from None
+
+
+def describe_bytes(size: float) -> str:
+    """Return a size as people read it, in MiB or GiB."""
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{max(size / (1 << 20), 0.1):.3g} MiB"
 
 
 # --------------------------------------------------------------------------- torch
@@ -175,6 +346,30 @@ def start_processes(device_name: str, backend: str | None = None):
     torch.distributed.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"),
                                          timeout=timedelta(days=1))  # one may have more to do than the others
     return device
+
+
+def local_processes() -> int:
+    """Return how many processes torchrun started on this machine; they share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def calculates_in_bfloat16(device, cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
+    """Return whether a torch device has bfloat16 arithmetic. Where it does not, that is slower than full precision.
+
+    cpuinfo: the system's description of its processor; without one, as on macOS and Windows, torch is asked.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return True
+    try:
+        words = set(Path(cpuinfo).read_text().split())
+    except OSError:
+        known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in every version
+        return known() if known else True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})  # x86, ARM
 
 
 def available_memory() -> int:

@@ -17,20 +17,32 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from baselines import BASELINES, Baseline
-from evaluation.sets import StackScene, find_scenes, find_truth
-from outputs import CsvLog, check_apart, check_output, write_together
+from baselines import BASELINES
+from evaluation.sets import StackScene, choose_datasets, find_scenes, find_truth
+from outputs import MANIFEST, check_apart, check_output
 from pictures.listing import Page
 from pictures.metadata import Metadata, read_metadata
+from pictures.profiles import with_one_profile
 from pictures.reading import read_alike
 from pictures.writing import encode_image
-from prediction.datasets import predict_dataset, print_summary
+from prediction.datasets import (
+    check_apart_from_root,
+    check_tables,
+    predict_dataset,
+    print_summary,
+    results_of,
+    write_summary,
+)
+from prediction.record import Results, check_results, describe_frames_made_from, short_digest
 from prediction.stack import GO_ON, open_stack, tell
-from utils import HelpFormatter, UserError, command, keep_freed_memory, list_folders
+from utils import Parser, UserError, command, keep_freed_memory
+
+PROGRAM = "python -m baselines"
 
 
 class FrameFiles:
@@ -43,37 +55,59 @@ class FrameFiles:
         return read_alike(tqdm(self.paths, unit="frame", leave=False, disable=not self.progress))
 
 
-def fuse_to_file(method: Baseline, paths: Sequence[Path | Page], fused_path: Path, depth_path: Path | None = None,
-                 progress: bool = False) -> float:
-    """Fuse frames into a file, and write the focus index if its place is given. Returns the seconds of fusing."""
-    begin = time.perf_counter()
-    frames, index = FrameFiles(paths, progress), None
-    if depth_path:
-        fused, index = method.fuse_index(frames)
-    else:
-        fused = method.fuse(frames)
-    seconds = time.perf_counter() - begin
-    files = {fused_path: encode_image(fused_path, fused, read_metadata(paths[len(paths) // 2]), quality=95)}
-    if depth_path:
-        depth = np.rint(index / max(len(paths) - 1, 1) * 65535).astype(np.uint16)
-        files[depth_path] = encode_image(depth_path, depth, Metadata(), quality=95)
-    write_together(files)
+def describe_method(name: str) -> dict[str, Any]:
+    """Return what a method's results are made with, for their records."""
+    return {"program": PROGRAM, "weights": None, "settings": {"method": name}}
+
+
+def fuse_to_files(source: Path, results: Results, name: str, skip_existing: bool, label: str,
+                  progress: bool = False) -> float | str:
+    """Fuse a stack by the method of that name into the files that are asked for, the fused picture and its depth.
+
+    Returns the seconds of fusing, or "" if the results were there.
+    """
+    paths, method = open_stack(source), BASELINES[name]
+    made_with = describe_method(name) | {"fused_from": describe_frames_made_from(paths)}
+    kept, notices = results.are_kept(made_with, skip_existing, label)
+    seconds: float | str = ""
+    if not kept:
+        begin = time.perf_counter()
+        one_profile, converted = with_one_profile(paths)
+        notices = [*notices, *converted]
+        frames, index = FrameFiles(one_profile, progress), None
+        if "depth.png" in results.files:
+            fused, index = method.fuse_index(frames)
+        else:
+            fused = method.fuse(frames)
+        seconds = time.perf_counter() - begin
+        place = results.folder / results.files["fused.png"]
+        content = {"fused.png": encode_image(place, fused, read_metadata(paths[len(paths) // 2]), quality=95)}
+        if index is not None:
+            depth = np.rint(index / max(len(paths) - 1, 1) * 65535).astype(np.uint16)
+            content["depth.png"] = encode_image(Path("depth.png"), depth, Metadata(), quality=95)
+        results.write(content, made_with)
+    for notice in notices:
+        tell(notice)
     return seconds
 
 
-def run_scene(scene: StackScene, output: Path, method: Baseline, skip_existing: bool) -> float | str:
-    """Fuse a scene into its files. Returns the seconds, or "" if they were there."""
-    places = [output / kind / f"{scene.name}.png" for kind in (("fused", "depth") if method.fuse_index else ("fused",))]
-    if skip_existing and all(place.is_file() for place in places):
-        return ""
-    return fuse_to_file(method, open_stack(scene.source), *places)
+def places_of(scene: StackScene, output: Path, name: str) -> Results:
+    """Return the places of a method's results for a scene in a dataset's folder."""
+    return results_of(scene, output, dict.fromkeys(("fused", "depth") if BASELINES[name].fuse_index else ("fused",),
+                                                   "png"), PROGRAM)
+
+
+def run_scene(scene: StackScene, output: Path, name: str, skip_existing: bool) -> float | str:
+    return fuse_to_files(scene.source, places_of(scene, output, name), name, skip_existing, scene.name)
 
 
 def run_test_root(args: argparse.Namespace, output: Path) -> int:
     """Fuse and score every scene by every method. Returns the exit code."""
     root = Path(args.test_root)
     check_apart(root, output)
-    names = args.test_datasets or [folder.name for folder in list_folders(root)]
+    names = choose_datasets(root, args.test_datasets)
+    for method in args.method:
+        check_apart_from_root(root, names, output / method)
     datasets, summary, failures = {}, {}, []
     for name in names:
         try:
@@ -83,13 +117,17 @@ def run_test_root(args: argparse.Namespace, output: Path) -> int:
     if failures and (args.test_datasets or not datasets):  # a wrong name is said now, not after hours
         return print_failures(failures)
     for name in args.method:
-        method, log = BASELINES[name], CsvLog(output / name / "summary.csv")
+        check_results(places_of(scene, output / name / dataset, name)
+                      for dataset, (scenes, *_) in datasets.items() for scene in scenes)
+        check_tables(output / name, datasets)
+    for name in args.method:
+        method, digits = BASELINES[name], short_digest(describe_method(name))
         tell(f"{name}: {method.title}")
-        predict = functools.partial(run_scene, method=method, skip_existing=args.skip_existing)
+        predict = functools.partial(run_scene, name=name, skip_existing=args.skip_existing)
         for dataset, (scenes, wrong, truth) in datasets.items():
             truth = truth if method.fuse_index else truth | {"depth": {}}
-            means, failed = predict_dataset(scenes, output / name / dataset, truth, predict, args)
-            log.write({"dataset": dataset} | means)
+            means, failed = predict_dataset(scenes, output / name / dataset, truth, predict, args, digits)
+            failed += write_summary(output / name, dataset, means)
             summary[f"{name}/{dataset}"] = means
             failures += [f"{name}: {failure}" for failure in wrong + failed]
     print_summary(summary)
@@ -104,7 +142,7 @@ def print_failures(failures: Sequence[str]) -> int:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m baselines", description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__, prog="python -m baselines")
     parser.add_argument("--list", action="store_true", help="print the methods and their sources, fuse nothing")
     parser.add_argument("--method", nargs="+", choices=[*BASELINES, "all"], metavar="METHOD", default=[],
                         help="%(choices)s; one for a single stack")
@@ -141,10 +179,10 @@ def main(argv=None) -> int:
         if args.test_root:
             return run_test_root(args, output)
         check_apart(args.input_dir, output)
-        place = output / "fused.png"
-        if not (args.skip_existing and place.is_file()):
-            fuse_to_file(BASELINES[args.method[0]], open_stack(Path(args.input_dir)), place, progress=True)
-        print(place)
+        results = Results(output, MANIFEST, {"fused.png": "fused.png"}, PROGRAM)
+        check_results([results])
+        fuse_to_files(Path(args.input_dir), results, args.method[0], args.skip_existing, str(output), progress=True)
+        print(output / "fused.png")
         return 0
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GO_ON) from None

@@ -29,7 +29,7 @@ from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import match_scenes
 from outputs import CsvLog, open_output, write_text
-from utils import HelpFormatter, UserError, command, keep_freed_memory
+from utils import COUNT, SEED, SIDE, WORKERS, Parser, UserError, command, keep_freed_memory, number
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,7 +135,7 @@ def ablation_table(means: dict[str, dict[str, float]], caption: str) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--photos", type=os.path.abspath, required=True, metavar="DIR", help="all-in-focus pictures")
     files.add_argument("--segments", type=os.path.abspath, required=True, nargs="+", metavar="DIR",
@@ -149,30 +149,28 @@ def parse_args(argv=None) -> argparse.Namespace:
                           help=f"rows of the table: {', '.join(VARIANTS)}; default: all but full, which takes three "
                                "times as long, and the last three, for --init_path")
     training.add_argument("--init_path", type=os.path.abspath, metavar="PATH", help="weights that all begin with")
-    training.add_argument("--num_epochs", type=int, default=6)
-    training.add_argument("--training_image_size", type=int, default=64, help="side of the square crops, pixels")
-    training.add_argument("--batch_size", type=int, default=8, help="stacks per step, over all processes")
-    training.add_argument("--repeats", type=int, default=4, help="stacks per picture and epoch")
-    training.add_argument("--lr", type=float, default=2e-3, help="learning rate in the first epoch")
-    training.add_argument("--lr_decay", type=float,
+    training.add_argument("--num_epochs", type=COUNT, default=6)
+    training.add_argument("--training_image_size", type=SIDE, default=64, help="side of the square crops, pixels")
+    training.add_argument("--batch_size", type=COUNT, default=8, help="stacks per step, over all processes")
+    training.add_argument("--repeats", type=COUNT, default=4, help="stacks per picture and epoch")
+    training.add_argument("--lr", type=number(float, 0, 1e10), default=2e-3, help="learning rate in the first epoch")
+    training.add_argument("--lr_decay", type=number(float, 0, 1, above=True),
                           help="its factor per epoch; default: the last epoch has a twentieth")
-    training.add_argument("--seed", type=int, default=0, help="of the trainings")
-    training.add_argument("--processes", type=int, default=1, help="more than 1: torchrun, one thread each")
-    training.add_argument("--num_workers", type=int, default=0, help="processes that load stacks")
+    training.add_argument("--seed", type=SEED, default=0, help="of the trainings")
+    training.add_argument("--processes", type=number(int, 1, 1024), default=1,
+                          help="more than 1: torchrun, one thread each")
+    training.add_argument("--num_workers", type=WORKERS, default=0, help="processes that load stacks")
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument("--val_photos", type=os.path.abspath, metavar="DIR",
                          help="other pictures; default: Motorcycle only")
     scoring.add_argument("--val_segments", type=os.path.abspath, metavar="DIR",
                          help="their label maps, a random plane per segment")
-    scoring.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
-    scoring.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
+    scoring.add_argument("--max_scenes", type=COUNT, help="use the first ones only; default: all")
+    scoring.add_argument("--max_side", type=SIDE, metavar="PIXELS", help="cut the pictures; default: whole")
     args = parser.parse_args(argv)
     if bool(args.val_photos) != bool(args.val_segments):
         parser.error("--val_photos and --val_segments go together")
-    for name in ("num_epochs", "repeats", "batch_size", "processes", "max_scenes", "max_side"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name}: at least 1")
     if args.lr_decay is None:
         args.lr_decay = round(20 ** (-1 / max(args.num_epochs - 1, 1)), 4)
     return args

@@ -35,7 +35,7 @@ from benchmarks.quality import (
 from fusion import fuse_stack, open_model
 from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint
 from outputs import CsvLog, open_output, save_checkpoint, write_text
-from utils import HelpFormatter, command, keep_freed_memory
+from utils import Parser, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,7 +115,7 @@ def plot_calibration(path: Path, found: dict[str, list[dict[str, float]]], total
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--output", metavar="DIR", default="results/calibration",
                        help="folder of calibration.csv, .md and .png")

@@ -32,14 +32,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from baselines import BASELINES
 from benchmarks.quality import read_csv
-from benchmarks.speed import PAPER_SIZES, write_stack
+from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
 from model import StackMFFV2, count_parameters
 from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from streaming.settings import FusionSettings
-from utils import HelpFormatter, UserError, command, keep_freed_memory, pick_device
+from utils import COUNT, FRAMES, Parser, UserError, command, keep_freed_memory, number, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,16 +225,8 @@ def title(method: str) -> str:
     return OURS[method] if method in OURS else BASELINES[method].title
 
 
-def stack_size(text: str) -> str:
-    """Check NxWIDTHxHEIGHT."""
-    numbers = text.split("x")
-    if len(numbers) != 3 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text}: expected FRAMESxWIDTHxHEIGHT, such as 15x960x540")
-    return text
-
-
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--output_dir", default="results/efficiency")
     files.add_argument("--overwrite", action="store_true", help="measure anew, also what is there")
@@ -247,16 +239,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     amount = parser.add_argument_group("amount")
     amount.add_argument("--sizes", nargs="+", type=stack_size, default=list(PAPER_SIZES), metavar="NxWxH",
                         help="columns of Table 2, frames x width x height; those of the paper's five datasets")
-    amount.add_argument("--rounds", type=int, default=3)
-    amount.add_argument("--limit_seconds", type=float, default=60,
+    amount.add_argument("--rounds", type=COUNT, default=3)
+    amount.add_argument("--limit_seconds", type=number(float, 0, 1e6), default=60,
                         help="a method that takes longer for a stack runs there only once and on no larger stack")
-    amount.add_argument("--frames", nargs="+", type=int, default=[2, 5, 10, 20, 40], metavar="N",
+    amount.add_argument("--frames", nargs="+", type=FRAMES, default=[2, 5, 10, 20, 40], metavar="N",
                         help="columns of Table 3")
     args = parser.parse_args(argv)
     for name in ("methods", "devices", "sizes", "frames"):  # rows and columns, each once
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
-    if min(args.rounds, *args.frames) < 1:
-        parser.error("--rounds and --frames: numbers above 0")
     return args
 
 

@@ -27,7 +27,7 @@ from pictures.values import luma
 from streaming.memory import GIB
 from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
-from utils import HelpFormatter, command, keep_freed_memory
+from utils import SIDE, Parser, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,24 +49,21 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
             logits.append(tile_logits)
             return regress_focus(tile_logits, *others)
 
-        with mock.patch("fusion.halo_of", lambda _, halo=halo: halo), \
-             mock.patch.multiple("streaming.passes", regress_focus=keep, STRIP_MEMORY=GIB):  # a tile at once
+        with mock.patch.multiple("streaming.passes", halo_of=lambda _, halo=halo: halo, regress_focus=keep,
+                                 STRIP_MEMORY=GIB):  # a tile at once
             index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
         whole = torch.cat([torch.cat(logits[k : k + across], dim=3) for k in range(0, len(logits), across)], dim=2)
         yield float((np.rint(index) != nearest).mean()), float((whole - plain.logits).abs().max())
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
     parser.add_argument("--published", metavar="PATH", help="also the authors' weights")
     parser.add_argument("--stacks", nargs="+", choices=list(GROUPS), default=list(STACKS), metavar="GROUP",
                         help="stacks of benchmarks/quality.py")
-    parser.add_argument("--max_side", type=int, default=320, metavar="PIXELS", help="cut the picture")
-    args = parser.parse_args(argv)
-    if args.max_side < 1:
-        parser.error("--max_side: a number above 0")
-    return args
+    parser.add_argument("--max_side", type=SIDE, default=320, metavar="PIXELS", help="cut the picture")
+    return parser.parse_args(argv)
 
 
 @command

@@ -52,7 +52,7 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from preparation.order import focus_features, focus_signature, order_by_sharpness, rank_agreement
 from streaming.settings import FusionSettings
-from utils import HelpFormatter, command, keep_freed_memory, random_generator
+from utils import COUNT, Parser, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -229,7 +229,7 @@ def print_results(results: dict[str, list[Score]]) -> None:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--part", choices=("fusion", "auto"), default="fusion",
                         help="score the fused pictures, or the order that --order auto finds")
     add_scene_flags(parser.add_argument_group("stacks"))
@@ -242,11 +242,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     fusion.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     auto = parser.add_argument_group("--part auto")
     auto.add_argument("--stacks", nargs="+", default=[], metavar="DIR", help="real stacks, in focal order by name")
-    auto.add_argument("--shuffles", type=int, default=5, help="of every stack")
+    auto.add_argument("--shuffles", type=COUNT, default=5, help="of every stack")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)
-    if args.shuffles < 1:
-        parser.error("--shuffles: a number above 0")
     return args
 
 

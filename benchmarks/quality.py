@@ -17,7 +17,6 @@ import hashlib
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,8 @@ from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
 from streaming.settings import FusionSettings
-from utils import HelpFormatter, UserError, command, keep_freed_memory, random_generator
+from temporary import temporary_folder
+from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,9 +146,9 @@ def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: in
 
 def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
     """Give the stack as files to another program and return its picture. Raises UserError if there is none."""
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        places = {"{input_dir}": str(Path(folder, "frames")), "{output}": str(Path(folder, "fused.png"))}
-        write_frames(Path(folder, "frames"), stack.frames / np.float32(255))
+    with temporary_folder() as folder:
+        places = {"{input_dir}": str(folder / "frames"), "{output}": str(folder / "fused.png")}
+        write_frames(folder / "frames", stack.frames / np.float32(255))
         for name, path in places.items():
             parts = [part.replace(name, path) for part in parts]
         try:
@@ -273,7 +273,7 @@ def draw_worst(stack: Stack, method: Method) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--output", required=True, help="folder of quality.csv and quality.md")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
@@ -304,17 +304,15 @@ def add_scene_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--photos", help="all-in-focus pictures, 8 bit; default: Motorcycle only")
     group.add_argument("--segments", help="their label maps of the same names, a random plane per segment; or")
     group.add_argument("--depth", help="their depth maps, near = 0")
-    group.add_argument("--max_scenes", type=int, help="use the first ones only; default: all")
-    group.add_argument("--max_side", type=int, metavar="PIXELS", help="cut the pictures; default: whole")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--max_scenes", type=COUNT, help="use the first ones only; default: all")
+    group.add_argument("--max_side", type=SIDE, metavar="PIXELS", help="cut the pictures; default: whole")
+    group.add_argument("--seed", type=SEED, default=0)
 
 
 def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program with a reason if those flags do not go together."""
     if bool(args.photos) != bool(args.segments or args.depth) or args.segments and args.depth:
         parser.error("--photos needs --segments or --depth, one of the two")
-    if any(value is not None and value < 1 for value in (args.max_scenes, args.max_side)):
-        parser.error("--max_scenes and --max_side: a number above 0")
 
 
 def scene_settings(args: argparse.Namespace) -> dict:

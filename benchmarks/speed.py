@@ -35,7 +35,7 @@ from pictures.reading import read_image
 from pictures.values import luma, pick_pixels
 from pictures.writing import write_image
 from streaming.settings import FusionSettings  # noqa: E402
-from utils import HelpFormatter, UserError, command, keep_freed_memory, pick_device
+from utils import COUNT, MEMORY, Parser, UserError, command, keep_freed_memory, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -237,18 +237,26 @@ def size_axis(size: str, label: str) -> float:
     return n if label.startswith("frames") else width * height / 1e6
 
 
+def stack_size(text: str) -> str:
+    """Check NxWIDTHxHEIGHT, an argparse type."""
+    numbers = text.split("x")
+    if len(numbers) != 3 or not all(n.isdecimal() and 0 < int(n) < 100_000 for n in numbers):
+        raise argparse.ArgumentTypeError(f"{text}: expected FRAMESxWIDTHxHEIGHT, such as 15x960x540")
+    return text
+
+
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", default="benchmarks/results")
     parser.add_argument("--model_path", default=str(ROOT / "model.pth"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--sizes", nargs="+", metavar="NxWxH", help=f"stacks; default {' '.join(SIZES)}, on CUDA also "
-                                                                    f"the paper's {' '.join(PAPER_SIZES)}")
+    parser.add_argument("--sizes", nargs="+", type=stack_size, metavar="NxWxH",
+                        help=f"stacks; default: {' '.join(SIZES)}, on CUDA also the paper's {' '.join(PAPER_SIZES)}")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels")
-    parser.add_argument("--max_memory", type=float, metavar="GB", help="our budget; default: half of what is free")
-    parser.add_argument("--limit", type=float, default=20, metavar="GB",
+    parser.add_argument("--max_memory", type=MEMORY, metavar="GB", help="our budget; default: half of what is free")
+    parser.add_argument("--limit", type=MEMORY, default=20, metavar="GB",
                         help="address space of a measurement on the CPU: what needs more does not fit")
     parser.add_argument("--child", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--stack_dir", help=argparse.SUPPRESS)

@@ -16,7 +16,6 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,8 @@ from make_datasets.make_dataset import match_scenes
 from make_datasets.make_demo import load_motorcycle
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, command, pick_device
+from temporary import temporary_folder
+from utils import COUNT, FRAMES, SIDE, WORKERS, Parser, command, number, pick_device
 
 
 class Mode(NamedTuple):
@@ -74,34 +74,33 @@ def write_pictures(folder: Path) -> list[str]:
 
 def steps_per_second(mode: Mode, flags: Sequence[str], steps: int, processes: int) -> float:
     """Return the steps per second of the second epoch."""
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        run_training(*mode_command(mode, [*flags, "--save_dir", folder, "--save_name", "run"], processes))
-        with (Path(folder) / "run" / "log.csv").open(newline="") as file:
+    with temporary_folder() as folder:
+        run_training(*mode_command(mode, [*flags, "--save_dir", str(folder), "--save_name", "run"], processes))
+        with (folder / "run" / "log.csv").open(newline="") as file:
             return steps / float(list(csv.DictReader(file))[1]["seconds"])
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("pictures")
     files.add_argument("--photos", type=os.path.abspath, metavar="DIR",
                        help="all-in-focus pictures, each used at least once per epoch; default: Motorcycle")
     files.add_argument("--segments", type=os.path.abspath, nargs="+", metavar="DIR", help="their label maps")
     work = parser.add_argument_group("work")
-    work.add_argument("--steps", type=int, default=20, help="of an epoch, about")
-    work.add_argument("--num_frames", type=int, default=16, help="frames of a stack")
-    work.add_argument("--training_image_size", type=int, default=64, help="side of the square crops, pixels")
-    work.add_argument("--batch_size", type=int, default=8, help="stacks per step, over all processes")
-    work.add_argument("--rounds", type=int, default=3)
+    work.add_argument("--steps", type=COUNT, default=20, help="of an epoch, about")
+    work.add_argument("--num_frames", type=FRAMES, default=16, help="frames of a stack")
+    work.add_argument("--training_image_size", type=SIDE, default=64, help="side of the square crops, pixels")
+    work.add_argument("--batch_size", type=COUNT, default=8, help="stacks per step, over all processes")
+    work.add_argument("--rounds", type=COUNT, default=3)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--processes", type=int, default=os.cpu_count(), help="cores to use, one process each")
-    machine.add_argument("--num_workers", type=int, help="processes that load stacks; default: on a CPU 0, else 8")
+    machine.add_argument("--processes", type=number(int, 1, 1024), default=os.cpu_count(),
+                         help="cores to use, one process each")
+    machine.add_argument("--num_workers", type=WORKERS,
+                         help="processes that load stacks; default: on a CPU 0, else 8")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     if bool(args.photos) != bool(args.segments):
         parser.error("--photos and --segments go together")
-    for name in ("steps", "num_frames", "training_image_size", "batch_size", "rounds", "processes"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: at least 1")
     return args
 
 
@@ -115,9 +114,9 @@ def main(argv=None) -> int:
     repeats = math.ceil(args.steps * args.batch_size / pictures)
     steps = math.ceil(pictures * repeats / args.batch_size)
     rates: dict[Mode, list[float]] = {mode: [] for mode in modes}
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
+    with temporary_folder() as folder:
         source = (["--train_aif", args.photos, "--train_segments", *args.segments] if args.photos
-                  else write_pictures(Path(folder)))
+                  else write_pictures(folder))
         flags = [*source, *RECIPE, "--num_frames", str(args.num_frames), "--repeats", str(repeats),
                  "--training_image_size", str(args.training_image_size), "--batch_size", str(args.batch_size),
                  "--num_epochs", "2", "--num_workers", str(workers), "--device", str(device)]

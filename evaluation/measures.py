@@ -8,15 +8,18 @@ import cv2
 import numpy as np
 
 from loss import image_quality
-from pictures.values import luma
+from pictures.values import luma, to_uint8
 
 
-def score_picture(fused: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def score_picture(fused: np.ndarray, reference: np.ndarray, rounded: bool = False) -> dict[str, float]:
     """Return {"psnr_grey", "ssim_grey"} of luma and, if both have colours, {"psnr_colour", "ssim_colour"}.
 
+    rounded: also {"psnr_grey8", "ssim_grey8"} of luma that is first rounded to 8 bit, as the authors evaluate.
     Pictures (H, W) or (H, W, 3), uint8 or uint16, of one size; the data range is 255.
     """
     pairs = {"grey": [luma(p) * 255 for p in (fused, reference)]}
+    if rounded:
+        pairs["grey8"] = [to_uint8(p / 255) for p in pairs["grey"]]
     if fused.ndim == reference.ndim == 3:
         pairs["colour"] = [p * (255 / np.iinfo(p.dtype).max) for p in (fused, reference)]
     return {f"{figure}_{kind}": value for kind, pair in pairs.items() for figure, value in image_quality(*pair).items()}

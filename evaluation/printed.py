@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import UserError
+from utils import UserError, check_file
 
 PRINTED = Path(__file__).resolve().parents[1] / "assets" / "paper_tables.csv"
 PRINTED_COLUMNS = ("method", "dataset", "ssim", "psnr", "source")
@@ -21,7 +21,7 @@ def read_printed(path: str) -> list[dict[str, Any]]:
     """Return the rows of a CSV of printed figures, ssim and psnr as numbers. UserError says what it must hold."""
     must = f"a CSV with the header {','.join(PRINTED_COLUMNS)} and one row per method and dataset"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with check_file(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); --paper takes {must}") from None

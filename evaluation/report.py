@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.figures import draw_differences
-from evaluation.printed import match_printed
 from evaluation.scores import write_rows
 from evaluation.statistics import compare_methods, describe_tests, mean_scores, rank_table
-from evaluation.tables import COLOURS, OVERALL, QUALITY, Measure, format_markdown, table_of_means, write_table
+from evaluation.tables import COLOURS, OVERALL, QUALITY, ROUNDED, Measure, format_markdown, table_of_means, write_table
 from outputs import write_text
 from pictures.writing import write_image
 from utils import UserError
@@ -18,24 +17,26 @@ RESULTS = ("scores.csv", "table1.md", "table1.csv", "table1.tex", "table4.md", "
            "friedman.csv", "cd_ssim.png", "cd_psnr.png", "depth.csv", "depth.md", "no_reference.csv", "no_reference.md")
 
 
-def compare_quality(scores: Sequence[dict], methods: Sequence[str], colour: str, printed: Sequence[dict],
+def compare_quality(scores: Sequence[dict], methods: Sequence[str], colour: str, beside: Sequence[dict],
                     output: Path) -> None:
-    """Write and print Table 1, Table 4 and the tests of the pictures' scores."""
+    """Write and print Table 1, with printed figures beside, Table 4 and the tests of the pictures' scores."""
+    if colour == "grey" and beside:
+        colour = ROUNDED
     rows = choose_colour(scores, colour)
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     means = mean_scores(rows, [m.name for m in QUALITY])
-    kind = {"grey": "luma", "colour": "colour"}[colour]
+    kind = {"grey": "luma", ROUNDED: "luma rounded to 8 bit", "colour": "colour"}[colour]
 
-    beside = match_printed(printed, datasets)
     table1 = table_of_means(f"SSIM / PSNR in dB of {kind}", means, methods, datasets, QUALITY, beside)
     write_table(output / "table1", table1)
-    names = [f"{m.name}_{k}" for k in COLOURS for m in QUALITY]
+    names = [f"{m.name}_{k}" for k in (*COLOURS, *([ROUNDED] if beside else [])) for m in QUALITY]
     figures = mean_scores(scores, names)
     write_rows(output / "table1.csv", [
         *({"method": m, "dataset": d, **figures[m, d], "source": "measured"}
           for m in methods for d in (*datasets, OVERALL)),
         *({"method": f"{row['method']} (printed)", "dataset": row["dataset"], **dict.fromkeys(names, ""),
-           "ssim_grey": row["ssim"], "psnr_grey": row["psnr"], "source": row["source"]} for row in beside)])
+           f"ssim_{ROUNDED}": row["ssim"], f"psnr_{ROUNDED}": row["psnr"], "source": row["source"]}
+          for row in beside)])
     print(format_markdown(table1))
 
     table4, ranks = rank_table(means, methods, datasets, kind)

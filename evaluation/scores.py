@@ -23,10 +23,12 @@ from pictures.values import luma
 from pictures.writing import write_image
 
 
-def score_all(sets: Sequence[Set], output: Path, no_reference: bool) -> tuple[list[dict], list[dict], list[dict]]:
+def score_all(sets: Sequence[Set], output: Path, no_reference: bool,
+              rounded: bool = False) -> tuple[list[dict], list[dict], list[dict]]:
     """Return rows, one per method, dataset and scene: picture scores, depth errors, figures without reference.
 
-    Writes the pictures of the focus maps, in place of an earlier run's.
+    rounded: also the scores of luma rounded to 8 bit. Writes the pictures of the focus maps, in place of an earlier
+    run's.
     """
     scores, depths, blind = [], [], []
     shutil.rmtree(output / "focus_maps", ignore_errors=True)
@@ -49,7 +51,7 @@ def score_all(sets: Sequence[Set], output: Path, no_reference: bool) -> tuple[li
                         fused = read_image(pictures[scene.name])
                         check_same_size(pictures[scene.name], fused, part.aif[scene.name], reference)
                         empty = dict.fromkeys((f"{m.name}_{kind}" for kind in COLOURS for m in QUALITY), "")
-                        add(scores, method, empty | score_picture(fused, reference))
+                        add(scores, method, empty | score_picture(fused, reference, rounded))
                 if part.maps:
                     for method, errors in score_maps(part, scene, output).items():
                         add(depths, method, errors)

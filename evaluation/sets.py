@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset import stack_folder
 from pictures.listing import Page, index_by_stem, list_frames
 from utils import UserError, list_folders
-
-STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")
 
 
 class StackScene(NamedTuple):
@@ -23,12 +22,20 @@ class StackScene(NamedTuple):
         return self.source if isinstance(self.source, tuple) else list_frames(self.source)[0]
 
 
+def choose_datasets(test_root: str | Path, names: Sequence[str] | None) -> list[str]:
+    """Return the datasets to work on, each once: those named, or all of the root in natural order.
+
+    Raises UserError for a name that is a path: what is written under it would lie elsewhere.
+    """
+    for name in names or ():
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise UserError(f"--test_datasets {name!r}: a folder's plain name in {test_root}, not a path")
+    return list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
+
+
 def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
     """Return the folders of a dataset's stacks. Raises UserError if there are none."""
-    for name in STACK_FOLDERS:
-        if (root / name).is_dir():
-            return [StackScene(folder.name, folder) for folder in list_folders(root / name)], []
-    raise UserError(f"{root}: no dataset there; expected {root / STACK_FOLDERS[0]}/SCENE/")
+    return [StackScene(folder.name, folder) for folder in list_folders(stack_folder(root))], []
 
 
 def find_truth(root: Path) -> dict[str, dict[str, Path]]:
@@ -51,7 +58,7 @@ class Set(NamedTuple):
 
 def find_sets(test_root: str, names: Sequence[str] | None, methods: Mapping[str, str]) -> list[Set] | None:
     """Return the datasets with all methods' pictures, or None after printing everything that is wrong with them."""
-    names = list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
+    names = choose_datasets(test_root, names)
     sets, errors = [], []
     for name in names:
         try:

@@ -22,6 +22,7 @@ DEPTH = (Measure("depth_mse", "MSE", 5, -1), Measure("depth_mae", "MAE", 4, -1))
 NO_REFERENCE = (Measure("sharpest", "sharpest", 4), Measure("qabf_strongest", "Q strongest", 4),
                 Measure("qabf", "Q^AB/F", 4, 0), Measure("gradient", "AG", 2, 0), Measure("frequency", "SF", 2, 0))
 COLOURS = ("grey", "colour")
+ROUNDED = "grey8"  # beside printed figures: luma rounded to 8 bit first, as the authors evaluate
 OVERALL = "overall"
 Means = dict[tuple[str, str], dict[str, float]]  # {(method, dataset or OVERALL): {measure: mean}}
 

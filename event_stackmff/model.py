@@ -204,22 +204,12 @@ def begin_from_v2(model: EventStackMFF, v2: StackMFFV2) -> None:
         nn.init.zeros_(entry.translate.weight)
 
 
-def is_published(checkpoint: dict) -> bool:
-    """Whether a checkpoint is a plain `state_dict` of the published network."""
-    return "feature_extraction.im_enc1.weight" in {key.removeprefix("module.") for key in checkpoint}
-
-
 def from_checkpoint(checkpoint: dict) -> EventStackMFF | PublishedEventStackMFF:
-    """Return the network with the weights of a checkpoint: ours ("model", "config"), or the published layout.
-
-    Raises KeyError, TypeError, ValueError or RuntimeError if it is neither, or for another network.
-    """
-    if is_published(checkpoint):
-        model, state = PublishedEventStackMFF(), our_names_of(checkpoint)
-    else:
-        if checkpoint.get("network") != EventStackMFF.network:
-            raise ValueError(f"weights of {checkpoint.get('network', 'stackmff_v2')}, not of {EventStackMFF.network}")
+    """Return EventStackMFF with the weights of a checkpoint, ours or the published one (`model.load_model`)."""
+    if "model" in checkpoint:
         config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
         model, state = build_model(EventConfig(**config)), checkpoint["model"]
+    else:
+        model, state = PublishedEventStackMFF(), our_names_of(checkpoint)
     model.load_state_dict(state, strict=True)
     return model

@@ -24,7 +24,7 @@ from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, command, pick_device
+from utils import COUNT, Parser, UserError, command, pick_device
 
 
 def load_estimator(name: str, device: str):
@@ -93,8 +93,7 @@ def estimate(network, tensors: list, sizes: list[tuple[int, int]]) -> list[np.nd
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=HelpFormatter)
+    parser = Parser(__doc__.splitlines()[0])
     group = parser.add_argument_group("files")
     group.add_argument("--input_dir", type=Path, required=True, help="folder of pictures")
     group.add_argument("--output_dir", type=Path, required=True, help="folder for NAME.png, 8-bit grey, near = 0")
@@ -102,12 +101,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("network")
     group.add_argument("--model", default="depth-anything/Depth-Anything-V2-Small-hf",
                        help="directory, or name on the Hugging Face hub")
-    group.add_argument("--batch_size", type=int, default=8, help="pictures at once, where neighbours have one size")
+    group.add_argument("--batch_size", type=COUNT, default=8, help="pictures at once, where neighbours have one size")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error("--batch_size must be 1 or more")
-    return args
+    return parser.parse_args(argv)
 
 
 @command

@@ -24,9 +24,9 @@ from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output, written_whole
 from pictures.listing import index_by_stem
 from pictures.reading import read_depth, read_image
-from pictures.values import to_uint8
+from pictures.values import quantize, to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, command, random_generator
+from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, random_generator
 
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
 
@@ -93,6 +93,11 @@ def focus_positions(depth: np.ndarray, planes: float, continuous: bool = False) 
         return np.clip(depth * planes - 0.5, 0, planes - 1).astype(np.float32)
     planes = max(1, round(planes))
     return np.clip(np.floor(depth.astype(np.float64) * planes + 1e-6), 0, planes - 1).astype(np.float32)
+
+
+def index_depth(index: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return the depth (H, W) in 0..1 that `focus_positions` reads as this continuous index (H, W) in 0..N-1."""
+    return (index + np.float32(0.5)) / np.float32(num_frames)
 
 
 def focus_sweep(num_frames: int, uneven: float, rng: np.random.Generator) -> np.ndarray:
@@ -293,6 +298,12 @@ def random_recipe(num_frames: int, rng: np.random.Generator, leave_out: Sequence
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every number of a Recipe; `recipe_from` reads them."""
     optics = parser.add_argument_group("optics and camera (the defaults are Algorithm 1)")
+    frames = number(float, -10_000, 10_000)
+    types = {
+        "psf": str, "growth": number(float, 0, 100), "variation": SHARE, "before": frames, "after": frames,
+        "uneven": number(float, 0, 0.99), "noise": number(float, 0, 255), "exposure": SHARE, "colour": SHARE,
+        "gamma": SHARE, "jpeg": number(int, 0, 100),
+    }
     helps = {
         "psf": "gaussian or disc",
         "growth": "radius of the circle of confusion per frame of defocus, pixels",
@@ -301,7 +312,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         "occlusion": "a defocused foreground spreads over its background",
         "before": "frames of the sweep in front of the scene; negative: it starts inside",
         "after": "frames behind the scene",
-        "uneven": "variation of the focus steps, share",
+        "uneven": "variation of the focus steps, share below 1",
         "noise": "standard deviation of the noise, grey levels of 255",
         "exposure": "variation of a frame's brightness, share",
         "colour": "variation of a frame's colour channels, share",
@@ -313,7 +324,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             optics.add_argument(f"--{field.name}", action="store_true", help=helps[field.name])
         else:
             choices = ("gaussian", "disc") if field.name == "psf" else None
-            optics.add_argument(f"--{field.name}", type=type(field.default), default=field.default, choices=choices,
+            optics.add_argument(f"--{field.name}", type=types[field.name], default=field.default, choices=choices,
                                 help=helps[field.name])
 
 
@@ -322,17 +333,18 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
     files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
     files.add_argument("--output_dir", required=True,
-                       help="gets image_stacks/SCENE/1.png .., depth_maps/SCENE.png, AiF/SCENE.png")
+                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png (16 bit: the "
+                            "depth of that stack's focus index, which train.py and evaluate.py read as the truth)")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--num_frames", type=int, nargs="+", default=[8, 12, 16, 20, 24],
+    stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
                         help="frames of a stack, drawn per picture")
-    stacks.add_argument("--seed", type=int, default=0)
+    stacks.add_argument("--seed", type=SEED, default=0)
     add_recipe_flags(parser)
     args = parser.parse_args(argv)
     check_frame_counts(parser, args)
@@ -341,8 +353,6 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def check_frame_counts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Stop with the parser's error unless every stack has frames for its scene."""
-    if min(args.num_frames) < 1:
-        parser.error("--num_frames: at least 1")
     if args.before + args.after >= min(args.num_frames):
         parser.error("--before and --after leave no frame for the scene: raise --num_frames")
 
@@ -364,13 +374,14 @@ def main(argv=None) -> int:
     for source in (args.aif_dir, args.depth_dir):
         check_apart(Path(source), Path(args.output_dir))
     settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
+    settings["depth_maps"] = "focus index"  # once they were the source's depth: the two are not mixed in a folder
     output = open_output(args.output_dir, settings, args.overwrite)
     made = 0
-    for number, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
+    for k, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
         stack_dir = output / "image_stacks" / scene
         if stack_dir.is_dir():  # written last and whole
             continue
-        rng = random_generator(args.seed, number)
+        rng = random_generator(args.seed, k)
         write_scene(output, scene, aif_path, depth_path, int(rng.choice(args.num_frames)), recipe, rng)
         made += 1
     print(f"{made} stacks made, {len(scenes) - made} already there: {output}")
@@ -381,8 +392,8 @@ def write_scene(output: Path, scene: str, aif_path: Path, depth_path: Path, num_
                 rng: np.random.Generator) -> None:
     """Synthesise one stack and write it with its all-in-focus picture and depth map, the stack last."""
     image, depth = read_scene(aif_path, depth_path)
-    frames, _ = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
-    write_truth(output, scene, image, depth_path)
+    frames, index = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
+    write_truth(output, scene, image, index, num_frames)
     write_frames(output / "image_stacks" / scene, frames)
 
 
@@ -397,10 +408,10 @@ def read_scene(aif_path: Path, depth_path: Path) -> tuple[np.ndarray, np.ndarray
     return image, depth
 
 
-def write_truth(output: Path, scene: str, image: np.ndarray, depth_path: Path) -> None:
-    """Write the all-in-focus picture and the depth map that belong to a scene's stack."""
+def write_truth(output: Path, scene: str, image: np.ndarray, index: np.ndarray, num_frames: int) -> None:
+    """Write the all-in-focus picture and the depth map, that of the true focus index, of a scene's stack."""
     write_image(output / "AiF" / f"{scene}.png", image)
-    write_image(output / "depth_maps" / f"{scene}.png", read_image(depth_path))
+    write_image(output / "depth_maps" / f"{scene}.png", quantize(index_depth(index, num_frames), np.uint16))
 
 
 def write_frames(folder: Path, frames: np.ndarray) -> None:

@@ -43,7 +43,7 @@ from pictures.listing import list_images  # noqa: E402
 from pictures.reading import read_alike, read_image  # noqa: E402
 from pictures.values import luma, white_level  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
-from utils import SEED, Parser, UserError, command, list_folders, number, random_generator  # noqa: E402
+from utils import FRAMES, SEED, Parser, UserError, command, list_folders, number, random_generator  # noqa: E402
 
 HELPS = {  # of the numbers of an EventCamera, and their range
     "threshold": ("change of log brightness that is one event", 0.01, 5),
@@ -80,7 +80,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                             "depth_maps/SCENE.png, AiF/SCENE.png")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--num_frames", type=number(int, 1, 1 << 16), nargs="+", default=[8, 12, 16, 20, 24],
+    stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
                         help="frames of a stack, drawn per picture")
     stacks.add_argument("--steps", type=number(int, 1, 1 << 16), default=16,
                         help="steps from frame to frame: rendered, or pictures of a real sweep")
@@ -129,9 +129,9 @@ def make_scene(output: Path, scene: str, paths: tuple[Path, Path], args: argpars
     """Synthesise the focal stack of a picture and a depth map, and its event stack; write them with their truth."""
     image, depth = read_scene(*paths)
     num_frames = int(rng.choice(args.num_frames))
-    frames, events, _ = synthesize_events(image.astype(np.float32) / 255, depth, num_frames, recipe_from(args), camera,
-                                          rng, steps=args.steps, coding=args.coding)
-    write_truth(output, scene, image, paths[1])
+    frames, events, index = synthesize_events(image.astype(np.float32) / 255, depth, num_frames, recipe_from(args),
+                                              camera, rng, steps=args.steps, coding=args.coding)
+    write_truth(output, scene, image, index, num_frames)
     write_event_frames(output / "event_stacks" / scene, events, [str(k) for k in range(1, num_frames + 1)], args)
     write_frames(output / "image_stacks" / scene, frames)
 

@@ -20,7 +20,7 @@ from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import HelpFormatter, command, random_generator
+from utils import SEED, Parser, command, number, random_generator
 
 
 def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,
@@ -66,12 +66,14 @@ def stretch(depth: np.ndarray) -> np.ndarray:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--segments_dir", required=True, help="label maps, 8- or 16-bit PNG, one value per segment")
     parser.add_argument("--output_dir", required=True, help="depth maps go here, 8-bit PNG of the same names, near = 0")
-    parser.add_argument("--tilt", type=float, default=0.3, help="largest tilt of a segment, share of the depth range")
-    parser.add_argument("--smooth", type=float, default=0.1, help="amplitude of the smooth field, same unit")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tilt", type=number(float, 0, 100), default=0.3,
+                        help="largest tilt of a segment, share of the depth range")
+    parser.add_argument("--smooth", type=number(float, 0, 100), default=0.1,
+                        help="amplitude of the smooth field, same unit")
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
@@ -83,9 +85,9 @@ def main(argv=None) -> int:
     check_apart(Path(args.segments_dir), Path(args.output_dir))
     settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite")}
     output = open_output(args.output_dir, settings, args.overwrite)
-    for number, (scene, path) in enumerate(tqdm(sources.items(), unit="map")):
+    for k, (scene, path) in enumerate(tqdm(sources.items(), unit="map")):
         if not (output / f"{scene}.png").is_file():
-            depth = planes_from_segments(read_image(path), random_generator(args.seed, number), args.tilt, args.smooth)
+            depth = planes_from_segments(read_image(path), random_generator(args.seed, k), args.tilt, args.smooth)
             write_image(output / f"{scene}.png", to_uint8(depth))
     print(f"{len(sources)} depth maps in {output}")
     return 0

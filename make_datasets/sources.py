@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from outputs import check_apart, open_output, write_text, written_whole
 from pictures.reading import read_image
 from pictures.writing import write_image
-from utils import HelpFormatter, UserError, natural_key
+from utils import SHARE, Parser, UserError, natural_key
 
 Name = PurePosixPath  # a file's place inside its source
 Choose = Callable[[list[Name]], list[Name]]
@@ -46,14 +46,6 @@ class Filtered(Exception):
 # --------------------------------------------------------------------------- command line
 
 
-def fraction(text: str) -> float:
-    """Read a command-line number in 0..1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
-    return value
-
-
 def source_parser(text: str, source: str, splits: Collection[str] = (), *, uniform: bool = False,
                   depth: bool = False, made: str = "") -> argparse.ArgumentParser:
     """Return a parser with the options that the sources share; `text` is the script's docstring.
@@ -61,8 +53,7 @@ def source_parser(text: str, source: str, splits: Collection[str] = (), *, unifo
     source: what --input stands for, no such option if empty. splits: the first is the default, no --split if empty.
     uniform, depth: whether the script filters uniform pictures and writes true depth. made: what --output gets.
     """
-    parser = argparse.ArgumentParser(description=text.splitlines()[0],
-                                     formatter_class=HelpFormatter)
+    parser = Parser(text.splitlines()[0])
     made = made or "AiF/SCENE.png" + (" and depth/SCENE.png" if depth else "")
     if source:
         group = parser.add_argument_group("input")
@@ -74,7 +65,7 @@ def source_parser(text: str, source: str, splits: Collection[str] = (), *, unifo
     group.add_argument("--output", type=Path, required=True, help=f"folder to make, with {made}")
     group.add_argument("--overwrite", action="store_true", help="replace what other settings made in --output")
     if uniform:
-        group.add_argument("--max_uniform", type=fraction, default=0.2,
+        group.add_argument("--max_uniform", type=SHARE, default=0.2,
                            help="leave out pictures whose most common colour covers this share of the pixels or more")
     if depth:
         group.add_argument("--depth_bits", type=int, choices=(8, 16), default=8, help="bits per pixel of a depth PNG")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from make_datasets.make_dataset import synthesize  # noqa: E402
+from make_datasets.make_dataset import index_depth, synthesize  # noqa: E402
 from make_datasets.sources import (  # noqa: E402
     Key,
     Name,
@@ -34,7 +34,7 @@ from pictures.listing import list_images
 from pictures.reading import check_alike, read_alike, read_image
 from pictures.values import quantize
 from pictures.writing import write_image
-from utils import UserError
+from utils import COUNT, FRAMES, UserError
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
 AIF, DISPARITY = "AiF.png", "disp.exr"  # beside the frames of a rendered focal stack
@@ -72,24 +72,12 @@ def stack_parser(text: str, source: str, splits: Collection[str] = (), *, num_fr
     parser.description = text
     group = parser.add_argument_group("stacks")
     if num_frames:
-        group.add_argument("--num_frames", type=at_least(1), default=num_frames,
+        group.add_argument("--num_frames", type=FRAMES, default=num_frames,
                            help="frames of a stack that is rendered here")
-    group.add_argument("--every", type=at_least(1), default=1,
+    group.add_argument("--every", type=COUNT, default=1,
                        help="take one scene of so many, in the order of the names")
-    group.add_argument("--max_scenes", type=at_least(1), help="take the first so many of these; default: all")
+    group.add_argument("--max_scenes", type=COUNT, help="take the first so many of these; default: all")
     return parser
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads a command-line number of at least this."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
-
-    return number
 
 
 def check_unused(args: argparse.Namespace, reason: str, **defaults: object) -> None:
@@ -159,7 +147,7 @@ def focus_depth(disparity: np.ndarray, planes: Sequence[float], bits: int) -> np
         raise ValueError("no valid disparity")
     order = np.argsort(planes)  # np.interp wants them ascending
     position = np.interp(np.where(valid, disparity, planes[0]), np.asarray(planes)[order], order)  # NaN is no number
-    return fill_invalid(quantize((position + 0.5) / len(planes), np.uint16 if bits == 16 else np.uint8), valid)
+    return fill_invalid(quantize(index_depth(position, len(planes)), np.uint16 if bits == 16 else np.uint8), valid)
 
 
 # --------------------------------------------------------------------------- stacks

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from outputs import MANIFEST, read_record
 from utils import UserError, natural_key
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -54,7 +55,8 @@ def _sort_files(directory: Path) -> tuple[list[Path], list[Path]]:
     entries = sorted((f for f in directory.iterdir() if not f.name.startswith(".")), key=natural_key)
     for path in entries:
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_file() and not path.is_dir():
-            raise UserError(f"{path}: a link that leads nowhere; repair or remove it")
+            raise UserError(f"{path}: a pipe or device, no file; remove it" if path.exists() else
+                            f"{path}: a link that leads nowhere; repair or remove it")
     files = [path for path in entries if path.is_file()]
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if any(path.suffix.lower() not in RAW_SUFFIXES for path in pictures):
@@ -118,7 +120,8 @@ def list_frames(source: str | Path) -> tuple[list[Path | Page], list[Path]]:
 def find_stacks(root: str | Path, skip: str | Path) -> list[Path]:
     """Return every folder of pictures in and below `root`, and every TIFF that is a stack of its own, in natural order.
 
-    Links are followed, each folder is visited once, `skip` (the results) is left out. UserError if there is none.
+    Links are followed, each folder is visited once, `skip` (the results) is left out, as are results of earlier runs,
+    which their records name. UserError if there is none.
     """
     root = Path(root)
     if not root.is_dir():
@@ -130,7 +133,8 @@ def find_stacks(root: str | Path, skip: str | Path) -> list[Path]:
             return
         seen.add(os.path.realpath(directory))
         try:
-            pictures = _sort_files(directory)[0]
+            made = _results_in(directory)
+            pictures = [path for path in _sort_files(directory)[0] if path.name not in made]
             folders = [d for d in directory.iterdir() if d.is_dir() and not d.name.startswith(".")]
         except (OSError, UserError):
             found.append(directory)  # opening it as a stack says what is wrong
@@ -147,6 +151,18 @@ def find_stacks(root: str | Path, skip: str | Path) -> list[Path]:
     if not found:
         raise UserError(f"{root}: no pictures in it or below; expected {', '.join(IMAGE_SUFFIXES)}")
     return found
+
+
+def _results_in(directory: Path) -> set[str]:
+    """Return the names of files in a folder that predictors made, as their records say (prediction/record.py)."""
+    records = [(directory / MANIFEST, ""),
+               *((path, f"{directory.name}/") for path in (directory.parent / "made_with").glob("*.json"))]
+    names: set[str] = set()
+    for path, start in records:
+        record = read_record(path)
+        made = [*record.get("files", ()), *record.get("replaced", ())] if "fused_from" in record else []
+        names |= {name.removeprefix(start) for name in made if name.startswith(start)}
+    return names
 
 
 def _is_stack(path: Path) -> bool:

@@ -33,13 +33,10 @@ def read_metadata(frame: str | Path | Page) -> Metadata:
     What is missing or damaged is left out: it is no reason to lose a picture.
     """
     path = frame.path if isinstance(frame, Page) else Path(frame)
+    icc = read_profile(frame)
     with contextlib.suppress(Exception):
-        if path.suffix.lower() in HEIF_SUFFIXES:
-            optional_package("pillow-heif", "HEIC", path).register_heif_opener()
         with Image.open(path) as picture:
-            exif, dpi, icc = picture.getexif(), picture.info.get("dpi"), picture.info.get("icc_profile")
-            if path.suffix.lower() in RAW_SUFFIXES:
-                icc = None  # the thumbnail's
+            exif, dpi = picture.getexif(), picture.info.get("dpi")
             if picture.format == "TIFF":
                 dpi = _microscope_dpi(path) or dpi
             if dpi and not all(np.isfinite(float(d)) and float(d) > 1 for d in dpi):
@@ -47,6 +44,18 @@ def read_metadata(frame: str | Path | Page) -> Metadata:
             dpi = (float(dpi[0]), float(dpi[1])) if dpi else None
             return Metadata(icc, _clean_exif(exif), dpi[::-1] if dpi and exif.get(274, 1) > 4 else dpi)
     return Metadata()
+
+
+def read_profile(frame: str | Path | Page) -> bytes | None:
+    """Read a picture's ICC profile from its header."""
+    path = frame.path if isinstance(frame, Page) else Path(frame)
+    with contextlib.suppress(Exception):
+        if path.suffix.lower() in HEIF_SUFFIXES:
+            optional_package("pillow-heif", "HEIC", path).register_heif_opener()
+        with Image.open(path) as picture:
+            raw = path.suffix.lower() in RAW_SUFFIXES  # then it is the thumbnail's
+            return None if raw else picture.info.get("icc_profile") or None
+    return None
 
 
 def _clean_exif(exif: Image.Exif) -> Image.Exif | None:

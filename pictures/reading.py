@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pictures.headers import TIFF_MAGIC, Kind, check_headers, refuse_unlike
 from pictures.listing import HEIF_SUFFIXES, RAW_SUFFIXES, Page, list_images
+from pictures.profiles import Recoloured, recolour
 from utils import UserError, optional_package
 
 Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no attack
@@ -18,11 +20,13 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # read_image 
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def read_image(frame: str | Path | Page) -> np.ndarray:
+def read_image(frame: str | Path | Page | Recoloured) -> np.ndarray:
     """Read a picture, a file or a page of one, upright (EXIF), without alpha, at its own bit depth.
 
     Returns (H, W) grey or (H, W, 3) RGB, uint8 or uint16. Raises UserError naming the file and the reason.
     """
+    if isinstance(frame, Recoloured):
+        return recolour(read_image(frame.frame), frame.source, frame.target)
     path, page = frame if isinstance(frame, Page) else (Path(frame), 0)
     try:
         if path.suffix.lower() in RAW_SUFFIXES:
@@ -31,7 +35,7 @@ def read_image(frame: str | Path | Page) -> np.ndarray:
             return _read_heif(path)
         with path.open("rb") as file:
             head = file.read(26)
-        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if head[:4] in TIFF_MAGIC:
             return _read_tiff(path, page)
         if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
             return _read_deep_png(path, grey=head[25:26] in b"\0\4")
@@ -46,7 +50,8 @@ def read_image(frame: str | Path | Page) -> np.ndarray:
 
 
 def _read_8_bit(path: Path, page: int) -> np.ndarray:
-    with Image.open(path) as picture:
+    # not by its name: Pillow would map a raw TIFF into memory, and then turns it by EXIF to a picture of mixed up rows
+    with path.open("rb") as file, Image.open(file) as picture:
         if page:
             picture.seek(page)
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
@@ -166,6 +171,8 @@ def read_alike(paths: Iterable[Path | Page]) -> Iterator[np.ndarray]:
     """Read frames one by one. Raises UserError if one differs from the first in size, colour or bit depth."""
     first = None
     for path in paths:
+        if first:
+            check_headers((first[0], path))
         frame = read_image(path)
         first = first or (path, frame)
         check_alike(path, frame, *first)
@@ -174,13 +181,9 @@ def read_alike(paths: Iterable[Path | Page]) -> Iterator[np.ndarray]:
 
 def check_alike(path: Path | Page, frame: np.ndarray, first_path: Path | Page, first: np.ndarray) -> None:
     """Raise UserError unless a frame has the first one's size, channels and bit depth."""
-    def describe(image: np.ndarray) -> str:
-        colour = "grey" if image.ndim == 2 else "colour"
-        return f"{image.shape[1]}x{image.shape[0]} {colour} {image.dtype.itemsize * 8}-bit"
-
     if (frame.shape, frame.dtype) != (first.shape, first.dtype):
-        raise UserError(f"{path}: {describe(frame)}, but {first_path.name} is {describe(first)}; "
-                        "the frames of a stack must be alike")
+        kinds = (Kind(*image.shape[1::-1], image.ndim == 3, image.dtype.itemsize * 8) for image in (frame, first))
+        refuse_unlike(path, next(kinds), first_path, next(kinds))
 
 
 def read_depth(path: str | Path) -> np.ndarray:

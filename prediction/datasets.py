@@ -6,7 +6,7 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +16,56 @@ from tqdm import tqdm
 
 from dataset import focus_target
 from evaluation.measures import score_picture
-from evaluation.sets import StackScene, find_truth
+from evaluation.sets import StackScene, choose_datasets, find_truth
 from fusion import fuse_stack, open_model
 from loss import depth_errors
 from model import StackMFFV2
-from outputs import CsvLog, check_output, write_together
+from outputs import check_apart, check_output
 from pictures.reading import read_depth, read_image
+from prediction.record import Results, check_results, describe_frames_made_from, describe_run, short_digest
+from prediction.rows import RowTable
 from prediction.stack import GO_ON, STACK_ERRORS, StackResult, check_stack_flags, fuse_files, open_stack, tell
 from streaming.settings import settings_from
-from utils import UserError, keep_freed_memory, list_folders, start_processes
+from utils import UserError, keep_freed_memory, start_processes
 
 KINDS = ("fused", "focus_index", "depth", "depth_color", "confidence")
 FIGURES = ("seconds", "psnr_grey", "ssim_grey", "psnr_colour", "ssim_colour", "depth_mse", "depth_mae")
+SCORES, SUMMARY = ("scene", *FIGURES, "made_with"), ("dataset", "scenes", *FIGURES, "made_with")  # columns
 
 
 def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[StackScene], list[str]]],
-                fuse: Callable[..., StackResult] = fuse_files, kinds: Sequence[str] = KINDS) -> int:
+                fuse: Callable[..., StackResult] = fuse_files, kinds: Sequence[str] = KINDS,
+                program: str = "predict_datasets.py") -> int:
     """Fuse and score all datasets, together with the other processes if torchrun started several.
 
     find: returns a dataset's scenes, and what is wrong with it, in lines. Returns the exit code.
     """
     keep_freed_memory()
     check_stack_flags(args, many=True)
-    output = check_output(args.output_dir)
+    root, output = Path(args.test_root), check_output(args.output_dir)
+    names = choose_datasets(root, args.test_datasets)
+    check_apart_from_root(root, names, output)
     args.device = str(start_processes(args.device, "gloo"))
     try:
         model = open_model(args)
-        names = args.test_datasets or [folder.name for folder in list_folders(args.test_root)]
-        fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
-        predict = functools.partial(predict_scene, model=model, args=args, fuse=fuse, kinds=kinds)
         failures: list[str] = []
-        summary = {}
+        datasets = {}
         for name in names:
             try:
-                scenes, wrong = find(Path(args.test_root) / name)
-                truth = find_truth(Path(args.test_root) / name)
+                datasets[name] = *find(root / name), find_truth(root / name)
             except UserError as error:
                 failures.append(str(error))
-                continue
-            summary[name], failed = predict_dataset(scenes, output / name, truth, predict, args)
-            failures += wrong + failed
+        suffixes = {kind: args.output_format if kind == "fused" else "png" for kind in kinds}
+        check_results(results_of(scene, output / name, suffixes, program)
+                      for name, (scenes, *_) in datasets.items() for scene in scenes)
+        check_tables(output, datasets)
+        run = describe_run(program, args)
+        fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
+        predict = functools.partial(predict_scene, model=model, args=args, fuse=fuse, suffixes=suffixes, run=run)
+        summary = {}
+        for name, (scenes, wrong, truth) in datasets.items():
+            summary[name], failed = predict_dataset(scenes, output / name, truth, predict, args, short_digest(run))
+            failures += wrong + failed + write_summary(output, name, summary[name])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GO_ON) from None
     finally:
@@ -65,9 +75,7 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
     if rank:
         return 0
     print_summary(summary)
-    log = CsvLog(output / "summary.csv")
-    for name, figures in summary.items():
-        log.write({"dataset": name} | figures)
+    tell_others(output, summary)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -75,56 +83,69 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
 
 def predict_dataset(scenes: Sequence[StackScene], output: Path, truth: dict[str, dict[str, Path]],
                     predict: Callable[[StackScene, Path], float | str],
-                    args: argparse.Namespace) -> tuple[dict[str, float | str], list[str]]:
-    """Fuse and score this process's share of the scenes. Returns all processes' mean figures, and what failed."""
+                    args: argparse.Namespace, made_with: str = "") -> tuple[dict[str, float | str], list[str]]:
+    """Fuse and score this process's share of the scenes. Returns all processes' mean figures, and what failed.
+
+    made_with: digits for the rows of scores.csv, from `short_digest`.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    output.mkdir(parents=True, exist_ok=True)
-    log = CsvLog(output / "scores.csv", append=rank > 0)
+    table, names = RowTable(output / "scores.csv", SCORES), [scene.name for scene in scenes]
     rows: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     for scene in tqdm(scenes[rank::world], desc=output.name, unit="stack", disable=rank > 0):
         try:
-            rows[scene.name] = {"seconds": predict(scene, output)} | score_scene(scene, output, truth, args)
+            rows[scene.name] = {"seconds": predict(scene, output), "made_with": made_with}
+            rows[scene.name] |= score_scene(scene, output, truth, args)
+            if rank == 0:
+                table.replace({scene.name: rows[scene.name]}, names)
         except STACK_ERRORS as error:
+            rows.pop(scene.name, None)
             failures[scene.name] = str(error) or f"{scene.source}: {type(error).__name__}"
-            continue
-        if rank == 0:
-            write_row(log, scene, rows)
     if world > 1:
         parts: list = [None] * world
         dist.all_gather_object(parts, (rows, failures))
         rows, failures = ({key: value for part in parts for key, value in part[kind].items()} for kind in (0, 1))
-        if rank == 0:
-            log = CsvLog(output / "scores.csv")
-            for scene in scenes:
-                if scene.name in rows:
-                    write_row(log, scene, rows)
-    means: dict[str, float | str] = {"scenes": len(rows)}
+    failed = [failures[name] for name in names if name in failures]
+    if rank == 0:
+        try:
+            gone = [name for name in table.read() if name not in names]
+            table.replace(rows, names, {*gone, *failures})
+            if gone:
+                tell(f"{table.path}: the row of {', '.join(gone)} is gone: the dataset has no such scene any more")
+        except UserError as error:
+            failed.append(str(error))
+    means: dict[str, float | str] = {"scenes": len(rows), "made_with": made_with}
     for name in FIGURES:
         values = [row[name] for row in rows.values() if row.get(name, "") != ""]
         means[name] = float(np.mean(values)) if values else ""
-    return means, [failures[scene.name] for scene in scenes if scene.name in failures]
-
-
-def write_row(log: CsvLog, scene: StackScene, rows: dict[str, dict[str, Any]]) -> None:
-    log.write({"scene": scene.name} | {name: rows[scene.name].get(name, "") for name in FIGURES})
+    return means, failed
 
 
 def predict_scene(scene: StackScene, output: Path, model: StackMFFV2, args: argparse.Namespace,
-                  fuse: Callable[..., StackResult], kinds: Sequence[str]) -> float | str:
-    """Fuse one scene into its files. Returns the seconds from files to arrays, or "" if the results were there."""
-    suffixes = {kind: args.output_format if kind == "fused" else "png" for kind in kinds}
-    places = {f"{kind}.{suffix}": output / kind / f"{scene.name}.{suffix}" for kind, suffix in suffixes.items()}
-    if args.skip_existing and all(place.is_file() for place in places.values()):
-        return ""
-    begin = time.perf_counter()
+                  fuse: Callable[..., StackResult], suffixes: Mapping[str, str], run: Mapping[str, Any]) -> float | str:
+    """Fuse one scene into its files, made with what `describe_run` says.
+
+    suffixes: by kind of result. Returns the seconds from files to arrays, or "" if the results were there.
+    """
+    results = results_of(scene, output, suffixes, run["program"])
     frames = scene.frames() if isinstance(scene.source, tuple) else open_stack(scene.source)
-    result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
-    seconds = time.perf_counter() - begin
-    for notice in result.notices:
-        tell(f"{scene.name}: {notice}")
-    write_together({place: result.encode(name) for name, place in places.items()})
+    made_with = {**run, "fused_from": describe_frames_made_from(frames)}
+    kept, notices = results.are_kept(made_with, args.skip_existing, scene.name)
+    begin, seconds = time.perf_counter(), ""
+    if not kept:
+        result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
+        seconds = time.perf_counter() - begin
+        notices += [f"{scene.name}: {notice}" for notice in result.notices]
+        results.write({name: result.encode(name) for name in results.files}, made_with)
+    for notice in notices:
+        tell(notice)
     return seconds
+
+
+def results_of(scene: StackScene, output: Path, suffixes: Mapping[str, str], program: str) -> Results:
+    """Return the places of a scene's results in a dataset's folder. suffixes: by kind of result."""
+    files = {f"{kind}.{suffix}": f"{kind}/{scene.name}.{suffix}" for kind, suffix in suffixes.items()}
+    return Results(output, f"made_with/{scene.name}.json", files, program)
 
 
 def score_scene(scene: StackScene, output: Path, truth: dict[str, dict[str, Path]],
@@ -150,6 +171,46 @@ def check_size(path: Path, truth: np.ndarray, result: np.ndarray) -> None:
     if truth.shape[:2] != result.shape[:2]:
         raise UserError(f"{path}: {truth.shape[1]}x{truth.shape[0]} pixels, its stack has "
                         f"{result.shape[1]}x{result.shape[0]}; replace it to have scores")
+
+
+def check_apart_from_root(root: Path, names: Sequence[str], output: Path) -> None:
+    """Raise UserError if results would lie among what is to be fused, or that among them; links count as their ends."""
+    check_apart(root, output)
+    for name in names:
+        check_apart(root / name, output / name)
+
+
+def check_tables(output: Path, datasets: Iterable[str]) -> None:
+    """Raise UserError if a table to be filled is somebody else's."""
+    RowTable(output / "summary.csv", SUMMARY).read()
+    for name in datasets:
+        RowTable(output / name / "scores.csv", SCORES).read()
+
+
+def write_summary(output: Path, dataset: str, means: Mapping[str, Any]) -> list[str]:
+    """Put a dataset's row into summary.csv, or remove it if no scene was fused. Returns a line if that fails.
+
+    Of several processes the first does it.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        return []
+    try:
+        fused = bool(means["scenes"])
+        RowTable(output / "summary.csv", SUMMARY).replace({dataset: means} if fused else {},
+                                                          without=set() if fused else {dataset})
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def tell_others(output: Path, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say which rows of summary.csv are of runs with other weights or settings than these."""
+    table = RowTable(output / "summary.csv", SUMMARY)
+    mine = {row["made_with"] for row in summary.values()}
+    others = [name for name, row in table.read().items() if mine and row.get("made_with") not in mine]
+    if others:
+        tell(f"{table.path}: the rows of {', '.join(others)} stay; their runs had other weights or settings "
+             "(column made_with)")
 
 
 def print_summary(summary: dict[str, dict]) -> None:

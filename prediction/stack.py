@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fusion import fuse_stack
 from model import StackMFFV2
+from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
@@ -23,9 +24,10 @@ from pictures.values import colorize, to_uint8
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
-from streaming.memory import GIB, card_memory, plan_memory
+from streaming.memory import Budget, card_memory, plan_memory
 from streaming.settings import add_fusion_flags, settings_from
-from utils import UserError, pick_device
+from temporary import temporary_folder
+from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
@@ -54,16 +56,17 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument("--output_format", choices=("png", "tiff", "jpg"), default="png",
                        help="of the fused picture; jpg for 8-bit stacks only. The maps are always png")
-    group.add_argument("--quality", type=int, default=95, help="of jpg, 1 to 100")
+    group.add_argument("--quality", type=number(int, 1, 100), default=95, help="of jpg, 1 to 100")
     group.add_argument("--skip_existing", action="store_true", help="keep the results that are there")
     add_preparation_flags(parser)
     add_fusion_flags(parser)
 
 
 def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
-    """Make --reverse --order reverse. Raises UserError for flags that exclude each other."""
-    if not 1 <= args.quality <= 100:
-        raise UserError("--quality: a number from 1 to 100")
+    """Make --reverse --order reverse, and --precision what the device can do.
+
+    Raises UserError for flags that exclude each other.
+    """
     if args.reverse and args.order == "auto":
         raise UserError("--reverse and --order auto exclude each other: give one")
     if many and args.save_transforms:
@@ -72,11 +75,20 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
         args.order = "reverse"
     check_flags(args)
     settings_from(args)
+    if args.precision == "reduced" and not calculates_in_bfloat16(pick_device(args.device)):
+        tell("--precision reduced: this processor has no 16-bit arithmetic and would be slower with it; "
+             "calculating with full precision")
+        args.precision = "full"
 
 
 def tell(line: str) -> None:
     """Print a line for people, above the progress bars."""
     tqdm.write(line, file=sys.stderr)
+
+
+@functools.cache  # of many like stacks one line
+def tell_once(line: str) -> None:
+    tell(line)
 
 
 def open_stack(source: Path) -> list[Path | Page]:
@@ -95,11 +107,14 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
     1 at the last. Raises UserError if a frame cannot be read or does not go with the others.
     """
     frames = list(frames)
+    check_headers(frames)
     if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
-    with tempfile.TemporaryDirectory(prefix="stackmff_") as folder:
-        prepared = prepare_stack(frames, args, Path(folder), progress)
+    with temporary_folder() as folder:
+        prepared = prepare_stack(frames, args, folder, progress)
         source = FrameSource(prepared.frames, progress)
+        if model.network == "stackmff_v2":
+            say_if_exceeded(source, args)
         result = fuse_stack(source, model, settings_from(args, progress))
     order = np.array(prepared.order)
     report = dict(prepared.report)
@@ -124,7 +139,17 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
             for numbers in source.duplicates]
 
 
-def estimate_memory(source: FrameSource, args: argparse.Namespace) -> float:
-    """Return the GiB of main memory that fusing is planned to need."""
+def estimate_memory(source: FrameSource, args: argparse.Namespace) -> Budget:
+    """Return how fusing is planned to fit into the memory."""
     card = card_memory(pick_device(args.device))
-    return plan_memory(len(source), *source.size, settings_from(args), card=card).needed / GIB
+    return plan_memory(len(source), *source.size, settings_from(args), card=card)
+
+
+def say_if_exceeded(source: FrameSource, args: argparse.Namespace) -> None:
+    """Tell if --max_memory is below what one frame needs: the budget cannot be kept then."""
+    budget = estimate_memory(source, args)
+    if args.max_memory and budget.needed > budget.allowed:
+        height, width = source.size
+        each = f" in each of {local_processes()} processes" if local_processes() > 1 else ""
+        tell_once(f"warning: --max_memory {args.max_memory:g} is exceeded: frames of {width}x{height} pixels need "
+                  f"about {describe_bytes(budget.needed)}{each}")

@@ -11,29 +11,54 @@ from pictures.values import luma
 from preparation.frames import corners, transform_points
 from utils import UserError
 
+BRIGHT, GROUND = -1, -2  # a side without margin: the picture reaches it; dark, but by no border
+
 
 def black_margins(image: np.ndarray) -> list[int]:
-    """Return the lines of (H, W[, 3]) that are black from the left, top, right and bottom; -1: as bright as inside."""
+    """Return the lines of (H, W[, 3]) that are a black border at the left, top, right and bottom.
+
+    BRIGHT where the outermost line is as bright as what follows, 0 where only it is darker, as resampling leaves it;
+    GROUND where the picture gets dark on the way to its edge, or black otherwise than a border does.
+    """
     grey = luma(image)
     black = grey <= grey.max() * 8 / 255
     margins = []
-    for axis in (0, 1):
-        lines, brightness = black.mean(axis) > 0.98, grey.mean(axis)
-        for start in (slice(None), slice(None, None, -1)):
-            count = 0 if lines.all() else int(np.argmin(lines[start]))
-            margins.append(count if count or brightness[start][0] < 0.3 * brightness.mean() else -1)
-    return [margins[k] for k in (0, 2, 1, 3)]
+    for turns in (-1, 0, 1, 2):  # this side becomes the upper one
+        side, dark = np.rot90(grey, turns), np.rot90(black, turns)
+        lines = dark.mean(1) > 0.98
+        count = 0 if lines.all() else int(np.argmin(lines))
+        if count:
+            margins.append(count if ends_like_border(side, dark, count) else GROUND)
+        else:
+            edge, near = side[:3].mean(1), side[: max(1, len(side) // 5)].mean()
+            margins.append(BRIGHT if edge[0] > 0.75 * near else 0 if edge[-1] > 0.75 * near else GROUND)
+    return margins
+
+
+def ends_like_border(grey: np.ndarray, black: np.ndarray, count: int) -> bool:
+    """Do the upper `count` black lines end along one straight line and at once, as where a picture was moved?
+
+    A thing in front of a black ground ends along its own outline, and softly where it is out of focus.
+    """
+    runs = np.argmin(np.vstack((black[: 2 * count + 16], np.zeros_like(black[:1]))), axis=0)  # black pixels, downwards
+    parts = [part for part in np.array_split(np.arange(len(runs)), 8) if len(part)]
+    line = np.polyfit([part.mean() for part in parts], [np.percentile(runs[part], 30) for part in parts], 1) \
+        if len(parts) > 1 else [0, count]
+    straight = np.abs(runs - np.polyval(line, np.arange(len(runs)))) <= 2
+    columns = np.flatnonzero(runs + 6 < len(grey))
+    near, inside = (np.median(grey[runs[columns] + step, columns]) if len(columns) else 0 for step in (2, 6))
+    return straight.mean() >= 0.9 and near >= 0.8 * inside
 
 
 def margins_to_cut(margins: np.ndarray, shape: Sequence[int]) -> list[int]:
     """Return the lines to cut at the left, top, right and bottom, from every frame's black margins (N, 4).
 
     Borders that another program's alignment left: black in some frames while another, the one that was not moved, is
-    bright to its edge. No sharp pixel lies in them, but their edges look sharp. A dark background is left alone.
+    bright to its edge. No sharp pixel lies in them, but their edges look sharp. A black ground is left alone.
     """
-    widest = margins.max(0)
+    widest, least = margins.max(0), margins.min(0)  # GROUND in any frame: the others' margins are ground as well
     sides = np.array([shape[1], shape[0]] * 2)
-    border = (widest > 0) & (margins.min(0) < 0) & (widest * 10 <= sides)
+    border = (widest > 0) & (least == BRIGHT) & (widest * 10 <= sides)
     cut = np.where(border, widest + 2, 0)  # 2: mixed by resampling
     return [int(lines) for lines in cut]
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from pictures.headers import check_headers
+from pictures.profiles import with_one_profile
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.chain import describe_frames, register
@@ -39,6 +41,9 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
                             "with focus")
     group.add_argument("--match_exposure", action="store_true",
                        help="scale each frame's values to the brightness of the middle frame")
+    group.add_argument("--keep_borders", action="store_true",
+                       help="leave black borders of another program's alignment; else they are cut where all frames "
+                            "show that they are borders")
     group.add_argument("--save_transforms", metavar="FILE.json", help="keep the transforms that --register found")
     group.add_argument("--load_transforms", metavar="FILE.json",
                        help="use transforms that were kept, of a stack taken from the same place")
@@ -48,21 +53,23 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False) -> Prepared:
-    """Order, align and equalise a stack as the flags of `add_preparation_flags` say.
+    """Order, align and equalise a stack as the flags of `add_preparation_flags` say; colours to one ICC profile.
 
     frames: what `read_image` reads, in the order of their names. If pixels must change, all frames are written into
     `folder` as 00001.png .. in focal order; else the frames given are returned. At most three are in memory.
-    Raises UserError if the frames differ in size or type, do not overlap, or do not fit the transforms loaded.
+    Raises UserError if the frames differ in size or type, or in ICC profiles that cannot be converted, do not overlap,
+    or do not fit the transforms loaded.
     """
     check_flags(args)
-    frames = list(frames)
+    check_headers(frames)
+    frames, converted = with_one_profile(frames)
     order, report = find_order(frames, args.order, progress)
+    report["notices"] += converted
     report |= {"register": args.register, "model": args.model, "match_exposure": args.match_exposure}
+    if args.keep_borders:
+        report["black_margins"] = [0] * 4
     cut = report["black_margins"]
-    if any(cut):
-        report["notices"].append(f"black borders in some frames: {cut[0]}, {cut[1]}, {cut[2]} and {cut[3]} pixels cut "
-                                 "at the left, top, right and bottom")
-    elif args.register == "none" and not args.load_transforms and not args.match_exposure:
+    if not any(cut) and args.register == "none" and not args.load_transforms and not args.match_exposure:
         return Prepared([frames[k] for k in order], order, report)
 
     ordered = [frames[k] for k in order]
@@ -79,7 +86,11 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
         report["frames"] = describe_frames(ordered, order, ["none"] * len(order), None, transforms, size)
     if args.save_transforms:
         save_transforms(args.save_transforms, frames, order, transforms, size, crop)
-    crop = cut_margins(crop, cut, size)
+    if any(cut):
+        whole, crop = crop, cut_margins(crop, cut, size)
+        report["notices"].append(f"black borders in some frames: {cut[0]}, {cut[1]}, {cut[2]} and {cut[3]} pixels cut "
+                                 f"at the left, top, right and bottom: {whole[2]}x{whole[3]} become "
+                                 f"{crop[2]}x{crop[3]} pixels; --keep_borders leaves them")
     gains = match_exposure(ordered, transforms, report, progress) if args.match_exposure else np.ones(len(frames))
     report |= {"size": list(size), "crop": list(crop)}
     if not ((transforms != np.eye(3)).any() or (gains != 1).any() or crop[2:] != size):

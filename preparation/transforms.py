@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from outputs import write_text
 from pictures.reading import read_image
 from preparation.frames import name_of_frame
-from utils import UserError
+from utils import UserError, check_file
 
 FORMAT = "focal stack transforms 1"
 
@@ -33,12 +34,15 @@ def load_transforms(path: str | Path,
                     frames: Sequence) -> tuple[np.ndarray, tuple[int, int, int, int], tuple[int, int]]:
     """Read what `save_transforms` wrote: matrices (N, 3, 3) in the order of the names, the crop and the size.
 
-    Raises UserError if the file is none, or of a stack of another size or number of frames.
+    Raises UserError if the file is none, or of a stack of another size, number of frames or names of frames. Folders
+    and suffixes may differ, and of a multi-page file its name.
     """
+    path = Path(path)
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(check_file(path).read_text())
         if content["format"] != FORMAT:
             raise ValueError("another format")
+        names = [str(row["name"]) for row in content["frames"]]
         matrices = np.array([row["matrix"] for row in content["frames"]], np.float64).reshape(-1, 3, 3)
         crop, size = (tuple(int(value) for value in content[key]) for key in ("crop", "size"))
         left, top, width, height = crop
@@ -46,8 +50,6 @@ def load_transforms(path: str | Path,
         inside = inside and left + width <= size[0] and top + height <= size[1]
         if not inside or not np.isfinite(matrices).all() or (np.abs(np.linalg.det(matrices)) < 1e-9).any():
             raise ValueError("impossible numbers")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not transforms that --save_transforms wrote ({error})") from None
     if len(matrices) != len(frames):
@@ -56,4 +58,16 @@ def load_transforms(path: str | Path,
     if size != (width, height):
         raise UserError(f"{path}: transforms of {size[0]}x{size[1]} pixels, but {name_of_frame(frames[0])} has "
                         f"{width}x{height}; register it")
+    others = [f"{name} ({path.name}: {kept})" for name, kept in zip(map(name_of_frame, frames), names, strict=True)
+              if _without_file(name) != _without_file(kept)]
+    if others:
+        more = f" and {len(others) - 3} more" if others[3:] else ""
+        raise UserError(f"{path}: transforms of frames of other names: {', '.join(others[:3])}{more}; register the "
+                        "stack, or name its frames alike")
     return matrices, crop, size
+
+
+def _without_file(name: str) -> str:
+    """Return what tells a frame from the others of its stack: its name without suffix, or its page."""
+    page = re.search(r" page \d+$", name)
+    return page[0] if page else Path(name).stem

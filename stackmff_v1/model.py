@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import model_checkpoint, pad_to_stride, unpad
-
-NETWORK = "stackmff_v1"  # says in a checkpoint whose it is
+from model import pad_to_stride, unpad
 
 
 class ResidualBlock(nn.Module):
@@ -138,6 +136,8 @@ class V1Config:
 
 
 class StackMFFV1(nn.Module):
+    network = "stackmff_v1"  # its name in model.FAMILY
+
     def __init__(self, config: V1Config = V1Config()) -> None:  # noqa: B008 (frozen)
         super().__init__()
         self.config = config
@@ -165,41 +165,30 @@ class StackMFFV1(nn.Module):
     def read_out(self, attended: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit (B, H, W) and scores (B, N, H, W) of gated features; the logit sees 1 pixel to each side."""
         scores = self.score(attended)[:, 0]
-        return self.norm(self.smooth(scores.amax(1, keepdim=True)))[:, 0], scores
+        return self.smoothed(scores.amax(1)), scores
+
+    def smoothed(self, best: Tensor) -> Tensor:
+        """Return the logit (B, H, W) of the best scores over the frames (B, H, W)."""
+        return self.norm(self.smooth(best[:, None]))[:, 0]
+
+
+def nearest_frames(stack: Tensor, painted: Tensor) -> Tensor:
+    """Return the focus index (B, H, W) whose frame of (B, N, H, W) is nearest to the painted luma (B, H, W)."""
+    return (stack - painted[:, None]).abs().argmin(1)
 
 
 # --------------------------------------------------------------------------- checkpoints
 
 
-def v1_checkpoint(model: StackMFFV1) -> dict:
-    """Return {"model", "config", "network"}: all that `from_checkpoint` needs, as tensors and plain values."""
-    return model_checkpoint(model) | {"network": NETWORK}
-
-
-def is_published(checkpoint: object) -> bool:
-    """Tell the authors' `state_dict` from all others by its first key."""
-    key = "conv_blk1.conv1.0.weight"
-    return isinstance(checkpoint, dict) and (f"module.{key}" in checkpoint or key in checkpoint)
-
-
 def from_checkpoint(checkpoint: dict) -> StackMFFV1:
-    """Rebuild the network, in eval mode, of what `torch.load` read: ours or the published `state_dict`.
-
-    Raises ValueError of one line if it is neither.
-    """
-    try:
-        if is_published(checkpoint):
-            model, state = StackMFFV1(V1Config(split="published")), rename_published(checkpoint)
-        elif checkpoint["network"] != NETWORK:
-            raise ValueError(f"network {checkpoint['network']}")
-        else:
-            config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
-            model, state = StackMFFV1(V1Config(**config)), checkpoint["model"]
-        model.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]  # PyTorch's are of many lines
-        raise ValueError(f"not StackMFF-V1 weights ({type(error).__name__}: {reason})") from None
-    return model.eval()
+    """Return StackMFF V1 with the weights of a checkpoint, ours or the published one (`model.load_model`)."""
+    if "model" in checkpoint:
+        config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
+        model, state = StackMFFV1(V1Config(**config)), checkpoint["model"]
+    else:
+        model, state = StackMFFV1(V1Config(split="published")), rename_published(checkpoint)
+    model.load_state_dict(state, strict=True)
+    return model
 
 
 def rename_published(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from pictures.headers import check_headers
 from pictures.listing import Page
+from pictures.profiles import Recoloured
 from pictures.reading import check_alike, read_image
 from pictures.values import white_level
 from streaming.noise import frame_noise
@@ -21,13 +23,16 @@ from utils import UserError
 class FrameSource:
     """Frames of one size and type, read one ahead of their use."""
 
-    def __init__(self, frames: Sequence[str | Path | Page | np.ndarray], progress: bool = False) -> None:
+    def __init__(self, frames: Sequence[str | Path | Page | Recoloured | np.ndarray],
+                 progress: bool = False) -> None:
         if not len(frames):
             raise UserError("no frames to fuse")
         self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
+        check_headers([f for f in self.frames if isinstance(f, Path | Page)])
         self.progress = progress
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
+        self.alike = np.ones(self.first.shape[:2], bool)  # where all frames read so far are equal
         self.white = white_level(self.first)
 
     def __len__(self) -> int:
@@ -53,7 +58,7 @@ class FrameSource:
             same.setdefault(checksum, []).append(k)
         return [numbers for numbers in same.values() if len(numbers) > 1]
 
-    def name(self, k: int) -> Path | Page:
+    def name(self, k: int) -> Path | Page | Recoloured:
         return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
 
     def load(self, k: int) -> np.ndarray:
@@ -69,5 +74,8 @@ class FrameSource:
                     ahead = pool.submit(self.load, k + 1)
                 check_alike(self.name(k), frame, self.name(0), self.first)
                 if k not in self.checksums:  # in the first pass only
-                    self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame[::4]))
+                    self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame))
+                    a, b = (np.atleast_3d(image) for image in (frame, self.first))
+                    for channel in range(a.shape[2]):  # one by one: seven times as fast as all at once
+                        self.alike &= a[..., channel] == b[..., channel]
                 yield frame

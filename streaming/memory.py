@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 
 from model import StackMFFV2
 from streaming.settings import FusionSettings, picture_step
-from utils import UserError, available_memory
+from temporary import reserved_file
+from utils import available_memory, local_processes
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
@@ -31,12 +31,7 @@ class Kept:
         if not in_file:
             self.tensor = torch.empty(*shape, dtype=dtype, device=device)
             return
-        size = math.prod(shape) * dtype.itemsize
-        self.file = tempfile.TemporaryFile(prefix="stackmff_")
-        if size > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise UserError(f"{tempfile.gettempdir()}: {size / GIB:.0f} GiB needed for temporary files; "
-                            "set TMPDIR to a larger disk, or raise --max_memory")
-        self.file.truncate(size)
+        self.file = reserved_file(math.prod(shape) * dtype.itemsize)
         numpy_type = np.float16 if dtype == torch.float16 else np.uint8 if dtype == torch.uint8 else np.float32
         self.map = np.memmap(self.file, dtype=numpy_type, mode="r+", shape=tuple(shape))
         self.tensor = torch.from_numpy(self.map)
@@ -53,6 +48,20 @@ class Kept:
         self.tensor = self.map = None
 
 
+@dataclass
+class FocusMaps:
+    """What a network finds in a stack: maps (H, W) float32, and P where frames are to be mixed."""
+
+    index: np.ndarray  # focus index in frames, 0..N-1
+    confidence: np.ndarray | None  # 0..1; None from a network that has none
+    probabilities: Kept | None  # softened, uint8 (N, H, W)
+    painted: np.ndarray | None = None  # luma 0..1, of a network that paints
+
+    def close(self) -> None:
+        if self.probabilities:
+            self.probabilities.close()
+
+
 class Budget(NamedTuple):
     """How a stack is fitted into the memory: which parts go to files, and the largest side of a tile in pixels."""
 
@@ -61,6 +70,7 @@ class Budget(NamedTuple):
     probabilities_in_file: bool
     tile: int
     needed: float  # bytes; more than allowed if one frame needs that much
+    allowed: float  # bytes
     halo: int  # pixels of the recurrent stage
 
 
@@ -76,13 +86,18 @@ def card_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
+def memory_limit(settings: FusionSettings) -> float:
+    """Return the bytes of main memory that this process may use: of a budget its share with the machine's others."""
+    return (settings.max_memory * GIB if settings.max_memory else available_memory() / 2) / local_processes()
+
+
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
                 card: int | None = None) -> Budget:
-    """Fit the passes into `settings.max_memory`, and into the free bytes of a graphics card.
+    """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
     The sizes follow from the tensors' shapes.
     """
-    limit = settings.max_memory * GIB if settings.max_memory else available_memory() / 2
+    limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
@@ -105,4 +120,5 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
         tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
-    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, min(halo, 2 * num_frames))
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit,
+                  min(halo, 2 * num_frames))

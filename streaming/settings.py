@@ -9,13 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError
+from utils import MEMORY, UserError, number
 
 
 @dataclass(frozen=True)
 class FusionSettings:
     speed: str = "full"  # fast: the frames are compared at half resolution
-    sampling: str = "nearest"  # every pixel copied from one frame; blend: frames mixed by a softened P
+    sampling: str = "nearest"  # or blend: mixed by a softened P; or painted: the luma that V1 paints
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
@@ -24,7 +24,8 @@ class FusionSettings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend"), "precision": ("full", "reduced")}
+        choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend", "painted"),
+                   "precision": ("full", "reduced")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
@@ -43,24 +44,25 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
     group.add_argument("--speed", choices=("full", "fast"), default=FusionSettings.speed,
                        help="fast compares the frames at half resolution")
-    group.add_argument("--sampling", choices=("nearest", "blend"), default=FusionSettings.sampling,
-                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks")
+    group.add_argument("--sampling", choices=("nearest", "blend", "painted"), default=FusionSettings.sampling,
+                       help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks; painted: "
+                            "the luma that StackMFF V1 paints")
     group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
                        help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
     group.add_argument("--compile", action="store_true",
                        help="compile the recurrent stage: takes half a minute, then stacks are faster")
-    group.add_argument("--smooth", type=int, default=0, metavar="PIXELS",
-                       help="radius within which unsure pixels take over the focus index of sure ones; 0: off")
-    group.add_argument("--max_memory", type=float, metavar="GB",
-                       help="budget of main memory; default: half of what is free")
-    group.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: what the memory allows")
+    group.add_argument("--smooth", type=number(int, 0, 1000), default=0, metavar="PIXELS",
+                       help="radius within which unsure pixels take over the focus index of sure ones, up to 1000; "
+                            "0: off")
+    group.add_argument("--max_memory", type=MEMORY, metavar="GB",
+                       help="budget of main memory for all processes of this machine; default: half of what is free")
+    group.add_argument("--tile", type=number(int, 32, 1 << 20), metavar="PIXELS",
+                       help="side of the tiles, at least 32; default: what the memory allows")
 
 
 def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSettings:
-    if args.max_memory is not None and args.max_memory <= 0 or args.tile is not None and args.tile < 1:
-        raise UserError("--max_memory and --tile: a number above 0")
-    if args.smooth < 0 or args.smooth and args.sampling == "blend":
-        raise UserError("--smooth: a radius in pixels, and only with --sampling nearest")
+    if args.smooth and args.sampling == "blend":
+        raise UserError("--smooth works on the focus index that --sampling nearest uses: leave one of the two out")
     if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
         raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
     return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,

@@ -201,6 +201,18 @@ def frame_links_to_nothing(case):
     return "2.png: a link that leads nowhere"
 
 
+def frame_is_a_pipe(case):
+    (case.folder / "2.png").unlink()
+    os.mkfifo(case.folder / "2.png")
+    return "2.png: a pipe or device, no file; remove it"
+
+
+def frame_links_to_a_device(case):
+    (case.folder / "2.png").unlink()
+    (case.folder / "2.png").symlink_to("/dev/zero")
+    return "2.png: a pipe or device, no file; remove it"
+
+
 def unreadable_frame(case):
     if os.geteuid() == 0:
         pytest.skip("root reads everything")
@@ -319,14 +331,19 @@ def no_such_device(case):
     return "--device abacus: "
 
 
-def no_memory(case):
-    case.options["--max_memory"] = 0
-    return "--max_memory and --tile: a number above 0"
+def weights_are_a_pipe(case):
+    return case.other_weights(os.mkfifo) + ": no such weights"
 
 
-def negative_tile(case):
-    case.options["--tile"] = -1
-    return "--max_memory and --tile: a number above 0"
+def transforms_are_a_pipe(case):
+    case.options["--load_transforms"] = case.root / "transforms.json"
+    os.mkfifo(case.root / "transforms.json")
+    return "transforms.json: a pipe or device; give a file"
+
+
+def output_links_to_nothing(case):
+    case.output.symlink_to("gone")
+    return f"{case.output}: a link that leads nowhere; repair it or give another output directory"
 
 
 def output_is_a_file(case):
@@ -354,11 +371,6 @@ def disk_is_full(case):
     return "cannot be written (No space left on device)"
 
 
-def no_quality(case):
-    case.options["--quality"] = 0
-    return "--quality: a number from 1 to 100"
-
-
 def two_orders(case):
     case.options |= {"--order": "auto", "--reverse": None}
     return "--reverse and --order auto exclude each other"
@@ -368,14 +380,15 @@ INPUTS = [frames_gone, only_other_files, truncated_png, truncated_first_png, tru
           truncated_16_bit_tiff, truncated_jpeg, zero_bytes, text_named_png, two_sizes, grey_among_colour,
           two_bit_depths, float_tiff, float_tiff_with_nan, signed_tiff, cmyk_of_16_bit, huge_png_header,
           huge_16_bit_png_header, png_without_pixels, huge_tiff_header, tiff_of_zeros, jpeg_of_noise, text_named_tiff,
-          one_frame_lies_on_its_side, frame_links_to_itself, frame_links_to_nothing, unreadable_frame,
+          one_frame_lies_on_its_side, frame_links_to_itself, frame_links_to_nothing, frame_is_a_pipe,
+          frame_links_to_a_device, unreadable_frame,
           unreadable_folder, stack_among_frames, channels_in_a_z_stack, raw_without_its_package,
           heic_without_its_package, jpeg_results_of_16_bit]
 SETTINGS = [weights_gone, weights_are_a_folder, weights_are_text, weights_are_empty, weights_are_truncated,
             weights_of_another_network, weights_with_a_part_missing, weights_of_another_config, weights_are_a_list,
-            weights_are_a_pickled_object, weights_are_a_plain_pickle, cuda_is_not_there, no_such_device, no_memory,
-            negative_tile, output_is_a_file, output_is_below_a_file, output_is_read_only, disk_is_full, no_quality,
-            two_orders]
+            weights_are_a_pickled_object, weights_are_a_plain_pickle, cuda_is_not_there, no_such_device,
+            weights_are_a_pipe, transforms_are_a_pipe, output_links_to_nothing, output_is_a_file,
+            output_is_below_a_file, output_is_read_only, disk_is_full, two_orders]
 
 
 class Case:
@@ -383,7 +396,8 @@ class Case:
 
     def __init__(self, tmp_path, write_stack, weights, monkeypatch, request):
         self.monkeypatch, self.request = monkeypatch, request
-        self.root, self.folder, self.output = tmp_path / "A", tmp_path / "A" / "image_stack" / "in", tmp_path / "out"
+        self.root, self.output = tmp_path / "test" / "A", tmp_path / "out"
+        self.folder = self.root / "image_stack" / "in"
         self.write_stack = write_stack
         write_stack(self.folder)
         self.options = {"--input_dir": self.folder, "--output_dir": self.output, "--model_path": weights,
@@ -628,6 +642,10 @@ def test_a_root_without_datasets(tmp_path, run, weights, make, words):
     (predict_one_stack.main, (), "--input_dir"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--speed", "ludicrous"), "--speed"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--tile", "big"), "--tile"),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--tile", "1"), "--tile: 1: a whole"),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--max_memory", "0"), "--max_memory: 0: "),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--quality", "0"), "--quality: 0: "),
+    (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--smooth", "100000"), "--smooth: 100000: "),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--colour"), "--colour"),
     (predict_one_stack.main, ("--input_dir", "a", "--output_dir", "b", "--output_format", "gif"), "--output_format"),
     (predict_datasets.main, ("--test_root", "a"), "--output_dir"),

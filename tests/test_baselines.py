@@ -305,6 +305,7 @@ def test_a_test_root_is_fused_scored_and_resumed(test_root, tmp_path, run):
     again.unlink()
     assert run(main, *arguments, "--skip_existing")[0] == 0
     assert not read_image(kept).any() and again.read_bytes() == content
+    kept.unlink()  # what somebody else put there is never replaced
     assert run(main, *arguments)[0] == 0 and read_image(kept).any()
 
 

@@ -9,7 +9,7 @@ import thop
 import torch
 from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 
-from benchmarks import efficiency, exactness, order
+from benchmarks import efficiency, exactness, order, speed
 from benchmarks.order import Condition, make_arranged
 from benchmarks.quality import Scene, score
 from model import StackMFFV2
@@ -188,10 +188,18 @@ def test_weights_that_are_none_are_an_error_in_one_line(run, tmp_path):
         assert (code, out) == (1, "") and len(lines) == 1 and str(path) in lines[0]
 
 
+@pytest.mark.parametrize("main", [speed.main, efficiency.main])
+@pytest.mark.parametrize("size", ["junk", "15x960", "0x9x9", "1x2x999999", "1x-2x3"])
+def test_a_size_that_is_none_is_refused_in_one_line(run, main, size, tmp_path):
+    code, out, lines = run(main, "--sizes", size, "--output_dir", tmp_path / "out")
+    assert (code, out) == (2, "") and len(lines) == 1 and f"--sizes: {size}: expected" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_exactness_refuses_a_side_below_1(capsys):
     with pytest.raises(SystemExit):
         exactness.parse_args(["--max_side", "0"])
-    assert "--max_side: a number above 0" in capsys.readouterr().err
+    assert "--max_side: 0: a whole number from 1" in capsys.readouterr().err
 
 
 def test_tiles_with_the_whole_halo_change_nothing(run, weights):

@@ -183,7 +183,7 @@ def write_paper(tree, *rows, header="method,dataset,ssim,psnr,source"):
 def test_printed_figures_are_set_beside_and_never_ranked(tree, run):
     results = [predict(tree, name, off=(k, k, k)) for k, name in enumerate(("a", "b", "c"), 1)]
     assert run(main, *arguments(tree, *results))[0] == 0
-    names = ("table4.md", "table4.csv", "friedman.csv", "scores.csv", "cd_psnr.png", "cd_ssim.png")
+    names = ("table4.csv", "friedman.csv")
     before = {name: (tree / "out" / name).read_bytes() for name in names}
     marks = table_rows((tree / "out" / "table1.md").read_text())
     paper = write_paper(tree, "Magic,a ,0.99999,99,Paper 2025", "Magic,Elsewhere,0.9,30,Paper 2025")
@@ -196,8 +196,34 @@ def test_printed_figures_are_set_beside_and_never_ranked(tree, run):
     assert "(printed), not ranked: Paper 2025" in out
     assert {name: (tree / "out" / name).read_bytes() for name in names} == before
     row = read_csv(tree / "out" / "table1.csv")[-1]
-    assert (row["method"], row["dataset"], row["psnr_grey"], row["source"]) == (
+    assert (row["method"], row["dataset"], row["psnr_grey8"], row["source"]) == (
         "Magic (printed)", "A", "99.0", "Paper 2025")
+
+
+def test_beside_printed_figures_luma_is_rounded_to_8_bit_as_theirs_was(tree, run):
+    """Rounding both pictures changes the figures: of a noisy pair by 0.16 dB."""
+    method = predict(tree, "m")
+    path = tree / "m" / "A" / "fused" / "2.png"
+    colours = np.random.default_rng(0).integers(0, 252, (*SHAPE, 3), np.uint8)
+    write_image(tree / "test" / "A" / "AiF" / "2.png", colours)
+    write_image(path, colours ^ np.random.default_rng(1).integers(0, 4, colours.shape, np.uint8))
+    assert run(main, *arguments(tree, method))[0] == 0
+    assert "grey8" not in (tree / "out" / "scores.csv").read_text()
+    paper = write_paper(tree, "Magic,A,0.9,30,S")
+    code, out, _ = run(main, *arguments(tree, method, more=[*paper, "--overwrite"]))
+    assert code == 0 and "luma rounded to 8 bit" in out
+    scores = read_csv(tree / "out" / "scores.csv")
+    assert scores[0]["scene"] == "2"
+    pair = [read_image(p) for p in (path, tree / "test" / "A" / "AiF" / "2.png")]
+    grey = [np.rint(0.299 * p[..., 0] + 0.587 * p[..., 1] + 0.114 * p[..., 2]) for p in pair]
+    psnr = 10 * np.log10(255**2 / ((grey[0] - grey[1]) ** 2).mean())
+    assert float(scores[0]["psnr_grey8"]) == pytest.approx(psnr, abs=1e-6)
+    assert float(scores[0]["psnr_grey"]) != pytest.approx(psnr, abs=1e-3)
+    mean = np.mean([float(row["psnr_grey8"]) for row in scores[:2]])
+    assert table_rows(out.split("| Friedman")[0])["m"][0].endswith(f"/ {mean:.2f}")
+    paper = write_paper(tree, "Magic,Elsewhere,0.9,30,S")  # nothing stands beside
+    code, out, _ = run(main, *arguments(tree, method, more=[*paper, "--overwrite"]))
+    assert code == 0 and "rounded" not in out
 
 
 @pytest.mark.parametrize("rows", [["x,A,0.9,thirty,S"], ["x,A,0.9,30"], ["x,A,0.9,nan,S"], ["x,,0.9,30,S"], []])

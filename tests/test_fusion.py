@@ -106,6 +106,19 @@ def test_the_frames_are_not_changed(untrained):
     assert all(np.array_equal(a, b) for a, b in zip(frames, copies, strict=True))
 
 
+def test_where_all_frames_are_equal_the_confidence_is_low():
+    if not (ROOT / "model.pth").is_file():
+        pytest.skip("needs the trained weights model.pth")
+    model, frame = load_model(ROOT / "model.pth"), to_uint8(texture((64, 160, 3)))
+    assert fuse_stack([frame] * 8, model).confidence.max() < 0.5
+    other = frame.copy()
+    other[:, :60] = cv2.GaussianBlur(frame, (0, 0), 3)[:, :60]
+    confidence = fuse_stack([frame, other], model).confidence
+    assert confidence[:, 68:].max() < 0.5  # beyond 8 pixels of the last difference
+    assert (confidence[:, :52] > 0.8).mean() > 0.9
+    assert fuse_stack([frame], model).confidence.min() == 1  # of one frame there is no doubt
+
+
 def test_two_half_sharp_frames_fuse_to_their_sharp_halves():
     if not (ROOT / "model.pth").is_file():
         pytest.skip("needs the trained weights model.pth")
@@ -198,7 +211,7 @@ def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
     frames, settings = make_stack(5, (70, 90, 3)), FusionSettings(**settings)
     without = fuse_stack(frames, load_model(weights), settings)
     if not fits:
-        monkeypatch.setattr("fusion.card_memory", lambda device: 1e-4 * GIB)
+        monkeypatch.setattr("streaming.passes.card_memory", lambda device: 1e-4 * GIB)
     for there, here in zip(fuse_stack(frames, load_model(weights, "cuda"), settings), without, strict=True):
         np.testing.assert_allclose(there, here, atol=1 if here.dtype == np.uint8 else 1e-3)
 
@@ -244,7 +257,7 @@ def test_a_temporary_file_changes_nothing_and_vanishes(untrained, kept_files, mo
     assert kept_files() == 0
     during = []
     compare = compare_frames
-    monkeypatch.setattr("fusion.compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
+    monkeypatch.setattr("streaming.passes.compare_frames", lambda *a: (during.append(kept_files()), compare(*a))[1])
     in_file = fuse_stack(frames, untrained, FusionSettings(**settings, tile=64, max_memory=1e-6))
     assert during[0] > 0
     assert all(np.array_equal(a, b) for a, b in zip(in_memory, in_file, strict=True))
@@ -277,8 +290,8 @@ def test_the_temporary_file_is_gone_after_an_error_in_a_later_pass(untrained, ke
 
 
 def test_a_full_disk_is_said_before_the_work(monkeypatch):
-    monkeypatch.setattr("streaming.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
-    with pytest.raises(UserError, match="temporary files; set TMPDIR"):
+    monkeypatch.setattr("temporary.shutil.disk_usage", lambda _: SimpleNamespace(free=5000))
+    with pytest.raises(UserError, match=r"3.05 MiB needed for temporary files \(0.1 MiB free\); set TMPDIR"):
         Kept((10, 100, 100, 8), torch.float32, in_file=True)
 
 

@@ -66,3 +66,13 @@ def test_image_quality_is_scikit_images():
 def test_depth_errors_are_in_normalised_depth():
     errors = depth_errors(np.full((2, 2), 3.0), np.full((2, 2), 0.5), num_frames=5)
     assert errors == {"depth_mse": 0.0625, "depth_mae": 0.25}
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (20, 24, 3), (2, 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_that_is_not_finite_has_no_score(shape, value):
+    picture = np.full(shape, 100.0)
+    spoilt = picture.copy()
+    spoilt.flat[3] = value
+    for pair in ((spoilt, picture), (picture, spoilt), (spoilt, spoilt)):
+        assert all(np.isnan(figure) for figure in image_quality(*pair).values())

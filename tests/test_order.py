@@ -170,4 +170,4 @@ def test_what_the_benchmark_cannot_use_is_said_before_the_work(run, tmp_path, mo
     code, out, lines = run(benchmark.main, "--part", "auto", "--stacks", tmp_path / "none")
     assert (code, out) == (1, "") and len(lines) == 1 and f"{tmp_path / 'none'}: no such directory" in lines[0]
     code, _, lines = run(benchmark.main, "--part", "auto", "--shuffles", 0)
-    assert code == 2 and "--shuffles: a number above 0" in lines[-1]
+    assert code == 2 and "--shuffles: 0: a whole number from 1" in lines[-1]

@@ -26,6 +26,7 @@ from pictures.writing import write_image
 from prediction.datasets import predict_dataset
 
 FILES = ["confidence.png", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png", "fused.png"]
+RECORD = "made_with.json"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,8 @@ def predict(run, sharp_weights, tmp_path):
         code, out, errors = run(predict_one_stack.main, "--input_dir", folder, "--output_dir", tmp_path / "out",
                                 "--model_path", sharp_weights, "--device", "cpu", *options)
         assert code == 0
-        files = {p.name: np.load(p) if p.suffix == ".npy" else read_image(p) for p in (tmp_path / "out").iterdir()}
+        files = {p.name: np.load(p) if p.suffix == ".npy" else read_image(p) for p in (tmp_path / "out").iterdir()
+                 if p.name != RECORD}
         return files, out, errors
 
     return call
@@ -108,7 +110,7 @@ def test_older_results_are_replaced(predict, write_stack, tmp_path):
     second, _, _ = predict(tmp_path / "in")
     assert not np.array_equal(first["fused.png"], second["fused.png"])
     assert np.array_equal(second["fused.png"], pick_pixels(frames, second["focus_index.png"]))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*FILES, RECORD]
 
 
 def test_one_frame_is_copied_at_depth_0(predict, write_stack, tmp_path):
@@ -149,8 +151,9 @@ def test_the_fused_picture_carries_the_middle_frames_profile_and_the_maps_do_not
         exif[272] = f"camera {k}"
         with Image.open(tmp_path / "in" / f"{k}.png") as frame:
             frame.save(tmp_path / "in" / f"{k}.png", exif=exif, dpi=(100 * k, 100 * k))
+    files = {}
     for output_format in ("png", "tiff", "jpg"):
-        files, _, _ = predict(tmp_path / "in", "--output_format", output_format)
+        files |= predict(tmp_path / "in", "--output_format", output_format)[0]
         with Image.open(tmp_path / "out" / f"fused.{output_format}") as seen:
             assert seen.getexif()[272] == "camera 2" and seen.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     with Image.open(tmp_path / "out" / "depth.png") as seen:
@@ -184,7 +187,7 @@ def test_an_overview_is_written_for_any_depth_and_format(predict, write_stack, t
 
 @pytest.mark.parametrize("shape, dtype, corner, place", [
     ((300, 500, 3), np.uint8, (100, 20), (20, 100)),
-    ((300, 500, 3), np.uint8, (900, -5), (0, 140)),  # from within the picture
+    ((300, 500, 3), np.uint8, (900, 0), (0, 140)),  # from within the picture
     ((40, 50), np.uint16, (3, 3), (0, 0)),  # smaller than the window
 ])
 def test_an_overview_at_full_size_shows_the_very_pixels(predict, write_stack, tmp_path, shape, dtype, corner, place):
@@ -267,7 +270,7 @@ def contents(folder):
 def test_a_tree_is_fused_and_a_failing_stack_does_not_stop_the_others(predict_tree, tmp_path):
     code, out, errors = predict_tree()
     assert code == 1
-    assert contents(tmp_path / "out") == {f"{name}/{file}" for name in ("a", "c d") for file in FILES}
+    assert contents(tmp_path / "out") == {f"{name}/{file}" for name in ("a", "c d") for file in (*FILES, RECORD)}
     assert [line.split(":")[0] for line in out.splitlines()] == [f"{tmp_path}/out/a", f"{tmp_path}/out/c d"]
     assert len(errors) == 1 and errors[0].startswith(f"error: {tmp_path}/in/b/deep/2.png: not a picture")
 
@@ -314,7 +317,7 @@ def test_existing_stacks_are_skipped_unless_a_file_is_missing(predict_tree, tmp_
     assert fused.read_bytes() == made and (tmp_path / "out" / "c d" / "depth.png").is_file()
 
 
-@pytest.mark.parametrize("files_written", [0, 3, 6, 8])
+@pytest.mark.parametrize("files_written", [0, 3, 7, 9])
 def test_ctrl_c_leaves_finished_stacks_whole_and_nothing_half(predict_tree, tmp_path, monkeypatch, files_written):
     """Interrupted in the middle of a file: of the first stack, before or in the second."""
     write, count = type(tmp_path).write_bytes, []
@@ -330,7 +333,7 @@ def test_ctrl_c_leaves_finished_stacks_whole_and_nothing_half(predict_tree, tmp_
     code, out, errors = predict_tree("--json")
     monkeypatch.undo()
     assert code == 130 and "--skip_existing" in errors[-1]
-    complete = {f"a/{file}" for file in FILES} if files_written >= 6 else set()
+    complete = {f"a/{file}" for file in (*FILES, RECORD)} if files_written >= 7 else set()
     assert contents(tmp_path / "out") == complete
     assert json.loads(out)["error"] == "interrupted"
 
@@ -469,8 +472,11 @@ def test_skip_existing_keeps_what_is_there_and_makes_the_rest(predict_all, tmp_p
     scores = rows(tmp_path / "out" / "A" / "scores.csv")
     assert scores[0]["seconds"] == "" and float(scores[1]["seconds"]) > 0
     assert float(scores[0]["psnr_grey"]) < 20
+    (fused / "scene2.png").unlink()  # what somebody else put there is never replaced
+    made = (fused / "scene10.png").stat().st_mtime_ns
     assert predict_all()[0] == 0  # without the flag all is made again
     assert not np.array_equal(read_image(fused / "scene2.png"), sentinel)
+    assert (fused / "scene10.png").stat().st_mtime_ns > made
 
 
 def test_depth_is_scored_near_to_far_also_with_reverse(predict_all, tmp_path, test_root):
@@ -485,7 +491,8 @@ def test_depth_is_scored_near_to_far_also_with_reverse(predict_all, tmp_path, te
     assert predict_all("--reverse")[0] == 0
     reverse = rows(tmp_path / "out" / "A" / "scores.csv")
     for a, b in zip(plain, reverse, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+        assert {k: a[k] for k in a if k not in ("seconds", "made_with")} == \
+            {k: b[k] for k in b if k not in ("seconds", "made_with")}
 
 
 def test_registered_stacks_are_fused_but_not_scored(predict_all, tmp_path):

@@ -374,6 +374,31 @@ def test_a_dark_background_is_no_border(tmp_path, folder):
     assert prepare_stack(paths, flags(), folder).frames == paths
 
 
+@pytest.mark.parametrize("form", ["disc", "block", "whole"])
+def test_a_thing_near_the_edge_on_a_black_ground_is_not_cut(tmp_path, folder, form):
+    """8 pixels from the edge, sharp in one frame, its blur reaching the edge in others."""
+    sharp = np.zeros((120, 150), np.uint8)
+    if form == "disc":
+        cv2.circle(sharp, (33, 60), 25, 220, -1)
+    else:
+        sharp[8:-8, 8:-8 if form == "whole" else 80] = 220
+    paths = [tmp_path / "object" / f"{k}.png" for k in range(5)]
+    for k, path in enumerate(paths):
+        write_image(path, cv2.GaussianBlur(sharp, (0, 0), 4 * k) if k else sharp)
+    prepared = prepare_stack(paths, flags(), folder)
+    assert prepared.frames == paths and prepared.report["black_margins"] == [0] * 4
+
+
+def test_borders_are_kept_if_asked_and_the_notice_gives_both_sizes(tmp_path, folder):
+    frames = np.random.default_rng(0).integers(40, 256, (3, 60, 80), dtype=np.uint8)
+    frames[1, :, :5] = 0
+    paths = [tmp_path / "bordered" / f"{k}.png" for k in range(3)]
+    for path, frame in zip(paths, frames, strict=True):
+        write_image(path, frame)
+    assert prepare_stack(paths, flags("--keep_borders"), folder).frames == paths
+    assert "80x60 become 73x60 pixels; --keep_borders" in prepare_stack(paths, flags(), folder).report["notices"][0]
+
+
 def test_overwrite_never_removes_the_input(tmp_path, capsys):
     stack = tmp_path / "stack"
     for k in range(3):

@@ -327,7 +327,7 @@ def test_middlebury_names_the_scenes_without_disparity(middlebury_tree, tmp_path
 def test_middlebury_refuses_a_negative_width(middlebury_tree, tmp_path, run):
     command = "--input", middlebury_tree, "--output", tmp_path / "out", "--num_frames", 2, "--max_width"
     code, _, errors = run(middlebury.main, *command, -960)
-    assert code == 2 and "--max_width: -960 is less than 0" in errors[-1] and not (tmp_path / "out").exists()
+    assert code == 2 and "--max_width: -960: a whole number from 0" in errors[-1] and not (tmp_path / "out").exists()
     assert run(middlebury.main, *command, 0)[0] == 0
 
 

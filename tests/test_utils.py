@@ -335,7 +335,8 @@ def test_available_memory_is_plausible():
 
 @pytest.mark.parametrize("error, code, line", [
     (UserError("a.png: broken"), 1, "error: a.png: broken\n"),
-    (OSError(28, "No space left on device", "out.png"), 1, "error: [Errno 28] No space left on device: 'out.png'\n"),
+    (OSError(28, "No space left on device", "out.png"), 1,
+     "error: out.png: No space left on device; make room or choose another place\n"),
     (KeyboardInterrupt(), 130, "interrupted: finished results are kept; the same command goes on from here\n"),
     (KeyboardInterrupt("add --go_on"), 130, "interrupted: finished results are kept; add --go_on\n"),
 ])

@@ -25,7 +25,6 @@ from make_datasets.sources import (  # noqa: E402
     Source,
     check_valid,
     depth_picture,
-    fraction,
     in_split,
     open_prepared,
     scene_names,
@@ -33,7 +32,7 @@ from make_datasets.sources import (  # noqa: E402
     write_scenes,
 )
 from pictures.reading import read_image  # noqa: E402
-from utils import UserError, command  # noqa: E402
+from utils import SHARE, UserError, command  # noqa: E402
 
 SPLITS = {"train": ["train"], "val": ["val"], "test": ["test"], "train_extra": ["train_extra"]}
 PICTURE, DISPARITY = "_leftImg8bit", "_disparity"
@@ -69,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = source_parser(__doc__, "leftImg8bit", SPLITS, depth=True)
     group = parser.add_argument_group("depth")
     group.add_argument("--disparity", type=Path, help="disparity as folder, .zip, .tar or .tar.gz")
-    group.add_argument("--min_valid", type=fraction, default=0.5,
+    group.add_argument("--min_valid", type=SHARE, default=0.5,
                        help="leave out pictures where a smaller share of the pixels has a disparity")
     return parser.parse_args(argv)
 

@@ -24,7 +24,6 @@ from make_datasets.sources import (  # noqa: E402
     Source,
     check_valid,
     depth_picture,
-    fraction,
     in_split,
     open_prepared,
     scene_names,
@@ -32,7 +31,7 @@ from make_datasets.sources import (  # noqa: E402
     write_scenes,
 )
 from pictures.reading import read_image  # noqa: E402
-from utils import UserError, command  # noqa: E402
+from utils import SHARE, UserError, command  # noqa: E402
 
 SPLITS = {"train": ["train"], "val": ["val"], "test": ["test"]}
 
@@ -79,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("depth")
     group.add_argument("--depth_scale", choices=("inverse", "metres"), default="inverse",
                        help="linear in 1/metres, as defocus and Depth Anything are, or in metres")
-    group.add_argument("--min_valid", type=fraction, default=0.5,
+    group.add_argument("--min_valid", type=SHARE, default=0.5,
                        help="leave out pictures where a smaller share of the pixels has a depth")
     return parser.parse_args(argv)
 

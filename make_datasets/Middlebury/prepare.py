@@ -35,7 +35,6 @@ from make_datasets.sources import Name, Source, open_prepared, scene_names  # no
 from make_datasets.stack_sets import (  # noqa: E402
     Expected,
     FocalStack,
-    at_least,
     check_unused,
     copy_rendered,
     disparity_picture,
@@ -46,7 +45,7 @@ from make_datasets.stack_sets import (  # noqa: E402
     write_stacks,
 )
 from pictures.reading import read_image  # noqa: E402
-from utils import UserError, command  # noqa: E402
+from utils import UserError, command, number  # noqa: E402
 
 FRAMES, WIDTH = 15, 960
 PAIRS = {"im0.png": ("disp0.pfm", "disp0GT.pfm"), "view1.png": ("disp1.png",)}  # left picture: its disparity
@@ -93,7 +92,7 @@ def load_stereo(picture: Path, disparity: Path, args: argparse.Namespace) -> Foc
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = stack_parser(__doc__, "Middlebury_FS or stereo scenes", num_frames=FRAMES)
     group = parser.add_argument_group("pictures")
-    group.add_argument("--max_width", type=at_least(0), default=WIDTH,
+    group.add_argument("--max_width", type=number(int, 0, 1 << 16), default=WIDTH,
                        help="stereo scenes: reduce wider pictures to this width, pixels; 0: never")
     group.add_argument("--no_depth", action="store_true", help="Middlebury_FS: leave the depth maps out")
     return parser.parse_args(argv)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from make_datasets.sources import depth_picture, open_prepared, source_parser, write_scenes  # noqa: E402
 from pictures.listing import index_by_stem  # noqa: E402
 from pictures.reading import read_depth, read_image  # noqa: E402
-from utils import UserError, command, random_generator  # noqa: E402
+from utils import SEED, UserError, command, number, random_generator  # noqa: E402
 
 CROP = (460, 620)  # height, width without the border
 TOTAL, VAL = 1449, 100
@@ -97,8 +97,9 @@ def add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", type=Path, help="folder of exported pictures, 480x640")
     group.add_argument("--depths", type=Path, help="folder of exported depths, 8 or 16-bit grey, larger = farther")
     group = parser.add_argument_group("split")
-    group.add_argument("--val_count", type=int, help=f"pictures held out; default: {VAL} of the {TOTAL}")
-    group.add_argument("--seed", type=int, default=0, help="draws which pictures are held out")
+    group.add_argument("--val_count", type=number(int, 0, 10**6),
+                       help=f"pictures held out; default: {VAL} of the {TOTAL}")
+    group.add_argument("--seed", type=SEED, default=0, help="draws which pictures are held out")
 
 
 def parse_checked(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

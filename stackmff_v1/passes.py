@@ -1,0 +1,196 @@
+"""StackMFF (V1) over a stack of any size: the U-Net tile by tile, its attention from sums over the whole stack.
+
+A tile is a block of frames, rows and columns with a border in which the U-Net sees its neighbours. The attention needs
+sums over all tiles, so there are two passes over them; in between their features are kept where they fit, else they are
+calculated again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model import pad_to_stride
+from pictures.values import luma
+from stackmff_v1.model import PerAxis, StackMFFV1, apply_gates, nearest_frames, profiles
+from streaming.frames import FrameSource
+from streaming.memory import GIB, FocusMaps, Kept, card_memory, memory_limit
+from streaming.settings import FusionSettings
+from streaming.tiles import cut_evenly
+from utils import UserError
+
+HALO = 128  # pixels; 118 reach into a tile, and tiles begin at multiples of the pooling's 16
+LEAST_SIDE = 64  # pixels of a tile: of smaller ones hardly anything would not be border
+FRAME_HALO = 18  # nine blocks of two convolutions over three frames each
+BYTES = 900  # of the U-Net per pixel and frame, as measured
+FEATURE_BYTES = 64  # of what the attention reads, per pixel and frame
+TILE_MEMORY = 4 * GIB  # unless a budget is given
+
+
+class Tile(NamedTuple):
+    """What one run of the U-Net is for and what it reads: frames, rows, columns."""
+
+    own: tuple[slice, slice, slice]
+    read: tuple[slice, slice, slice]
+
+    @property
+    def inside(self) -> tuple[slice, slice, slice]:
+        """Where in what is read the tile's own part lies."""
+        return tuple(slice(own.start - read.start, own.stop - read.start)
+                     for own, read in zip(self.own, self.read, strict=True))
+
+
+class Plan(NamedTuple):
+    """How a stack is fitted into the memory."""
+
+    tiles: list[Tile]
+    stack_in_file: bool
+    features: str  # between the passes: memory, file or none
+    needed: float  # bytes
+
+
+def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings) -> FocusMaps:
+    """Return the painted luma and which frame is nearest to it at every pixel. There is no confidence.
+
+    Raises UserError for settings that only other networks have.
+    """
+    check_settings(settings)
+    device = next(model.parameters()).device
+    stride = model.config.stride
+    shape = len(source), *(math.ceil(side / stride) * stride for side in source.size)
+    plan = plan_tiles(shape, stride, settings, card_memory(device))
+    with closing(Kept(shape, torch.float32, plan.stack_in_file)) as stack:
+        for k, frame in enumerate(source.read_all("reading")):
+            stack.tensor[k] = pad_to_stride(torch.from_numpy(luma(frame, source.white)), stride)
+            stack.release_pages()
+        painted = paint(stack, model, plan, device, source.progress)
+        height, width = source.size
+        painted = painted[:height, :width]
+        index = nearest_of_kept(stack, painted)
+    return FocusMaps(index.numpy().astype(np.float32), None, None, painted.numpy())
+
+
+def check_settings(settings: FusionSettings) -> None:
+    """Raise UserError for settings that StackMFF V1 does not have."""
+    wrong = {"--sampling blend": settings.sampling == "blend", "--speed fast": settings.speed == "fast",
+             "--precision reduced": settings.precision == "reduced", "--compile": settings.compile,
+             "--smooth": bool(settings.smooth)}
+    for flag in (flag for flag, given in wrong.items() if given):
+        raise UserError(f"{flag}: StackMFF V1 has no probabilities and no recurrent stage; leave it out, "
+                        "or give weights of StackMFF-V2")
+
+
+def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card: int | None = None) -> Plan:
+    """Cut a padded stack (N, H, W) into tiles that fit into the memory, with the least work in their borders.
+
+    Raises UserError if the smallest tiles do not fit.
+    """
+    limit = memory_limit(settings)
+    n, height, width = shape
+    room = limit - 0.65 * GIB - height * width * (4 * 4 + 3 * 6)  # torch, maps, frames being read, the picture
+    stack = 4 * math.prod(shape)
+    stack_in_file = stack > room / 4
+    room -= 0 if stack_in_file else stack
+    allowed = card / 2 if card is not None else max(room, 0.1 * GIB) * 0.75
+    if not settings.max_memory and card is None:
+        allowed = min(allowed, TILE_MEMORY)
+    plans = []
+    for parts in range(1, n + 1):
+        frames = math.ceil(n / parts)
+        deep = min(n, frames + 2 * FRAME_HALO)
+        side = settings.tile or math.isqrt(int(allowed / BYTES / deep)) - 2 * HALO
+        sizes = frames, *2 * [max(LEAST_SIDE, side // stride * stride)]
+        reads = [[stop - start for _, (start, stop) in cuts] for cuts in cut_axes(shape, sizes, stride)]
+        largest, work = (math.prod(map(figure, reads)) for figure in (max, sum))
+        fits = largest * BYTES <= allowed
+        plans.append((not fits, work if fits else largest, sizes, largest * BYTES))
+        if settings.tile or frames == 1:
+            break
+    too_large, _, sizes, working = min(plans)
+    if too_large and not settings.tile:
+        raise UserError(f"StackMFF V1 needs {(limit - room + working / 0.75) / GIB:.1f} GiB for this stack and may use "
+                        f"{limit / GIB:.1f}; raise --max_memory, or use StackMFF-V2")
+    tiles = cut_stack(shape, sizes, stride)
+    features = FEATURE_BYTES * math.prod(shape)
+    where = "none" if len(tiles) == 1 else "memory" if features + working <= room else (
+        "file" if 2 * features <= shutil.disk_usage(tempfile.gettempdir()).free else "none")
+    room -= features if where == "memory" else 0
+    return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0))
+
+
+def cut_axes(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[list[tuple[tuple[int, int], ...]]]:
+    """Cut each axis of (N, H, W) into parts of at most that size: (start, stop), and the same with the border."""
+    axes = []
+    for length, size, step, halo in zip(shape, sizes, (1, stride, stride), (FRAME_HALO, HALO, HALO), strict=True):
+        axes.append([((start, stop), (max(0, start - halo), min(length, stop + halo)))
+                     for start, stop in cut_evenly(length, size, step)])
+    return axes
+
+
+def cut_stack(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[Tile]:
+    """Cut (N, H, W) into blocks of at most so many frames, rows and columns, with their borders."""
+    return [Tile(*(tuple(slice(*part[k]) for part in block) for k in (0, 1)))
+            for block in itertools.product(*cut_axes(shape, sizes, stride))]
+
+
+def paint(stack: Kept, model: StackMFFV1, plan: Plan, device: torch.device, progress: bool) -> Tensor:
+    """Return the painted luma (H, W) in 0..1 of a padded stack (N, H, W), on the CPU."""
+    n, height, width = stack.tensor.shape
+    channels = model.config.channels[0]
+    if len(plan.tiles) == 1:
+        return model(stack.tensor[None].to(device)).fused[0].cpu()
+    shape = (n, height, width, channels)
+    kept = Kept(shape, torch.float32, plan.features == "file") if plan.features != "none" else None
+    try:
+        sums = PerAxis(*(torch.zeros(1, channels, length, dtype=torch.float64) for length in (n, height, width)))
+        for tile in follow(plan.tiles, "looking", progress):
+            features = read_tile(stack, tile, model, device)
+            for total, part, own in zip(sums, profiles(features), tile.own, strict=True):
+                total[..., own] += part.double().cpu()
+            if kept:
+                kept.tensor[tile.own] = features[0].permute(1, 2, 3, 0).cpu()
+                kept.release_pages()
+        gates = model.attention.gates(PerAxis(*(total.float().to(device) for total in sums)))
+        best = torch.full((height, width), -torch.inf)
+        for tile in follow(plan.tiles, "painting", progress):
+            features = (kept.tensor[tile.own].permute(3, 0, 1, 2)[None].to(device) if kept
+                        else read_tile(stack, tile, model, device))
+            here = PerAxis(*(gate[..., own] for gate, own in zip(gates, tile.own, strict=True)))
+            scores = model.score(apply_gates(features, here))[0, 0].amax(0).cpu()
+            best[tile.own[1:]] = torch.maximum(best[tile.own[1:]], scores)
+            if kept:
+                kept.release_pages()
+    finally:
+        if kept:
+            kept.close()
+    return model.smoothed(best[None].to(device)).sigmoid()[0].cpu()
+
+
+def follow(tiles: Sequence[Tile], what: str, progress: bool) -> Iterator[Tile]:
+    return iter(tqdm(tiles, desc=what, unit="tile", leave=False, disable=not progress))
+
+
+def read_tile(stack: Kept, tile: Tile, model: StackMFFV1, device: torch.device) -> Tensor:
+    """Return the features (1, C, n, h, w) of a tile's own part."""
+    features = model.features(stack.tensor[tile.read][None].to(device))
+    stack.release_pages()
+    return features[(..., *tile.inside)]
+
+
+def nearest_of_kept(stack: Kept, painted: Tensor, rows: int = 64) -> Tensor:
+    """Return `nearest_frames` of a kept stack (N, H, W), a strip of rows at a time."""
+    height, width = painted.shape
+    strips = [nearest_frames(stack.tensor[None, :, top : min(top + rows, height), :width],
+                             painted[None, top : top + rows])[0] for top in range(0, height, rows)]
+    stack.release_pages()
+    return torch.cat(strips)
