@@ -18,9 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.event_camera import EventFrames, code_events  # noqa: E402
 from make_datasets.make_events import add_coding_flags, write_event_frames  # noqa: E402
 from outputs import check_apart, open_output  # noqa: E402

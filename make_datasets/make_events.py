@@ -16,10 +16,13 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_datasets.event_camera import (  # noqa: E402
     CODINGS,
     EventCamera,
