@@ -12,21 +12,19 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from model import (
-    load_model,
-)
+from model import load_model
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
 from streaming.frames import FrameSource
-from streaming.memory import Kept
-from streaming.passes import FocusMaps
+from streaming.memory import FocusMaps, Kept
 from streaming.settings import FusionSettings
 from utils import UserError, pick_device
 
@@ -37,7 +35,8 @@ class Fusion(NamedTuple):
     confidence: np.ndarray | None  # (H, W) float32 0..1; None from a network that has none
 
 
-# where each network of the family is run over a stack: find_focus(source, model, settings) -> FocusMaps
+# where each network of the family is run over a stack: find_focus(source, model, settings) -> FocusMaps,
+# plan_stack(source, model, settings), check_settings(settings), GIVES_CONFIDENCE
 PASSES = {"stackmff_v2": "streaming.passes", "stackmff_v1": "stackmff_v1.passes"}
 
 
@@ -48,8 +47,7 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
     Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
     """
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
-    passes = importlib.import_module(PASSES[model.network])
-    with torch.inference_mode(), closing(passes.find_focus(source, model, settings)) as focus:
+    with torch.inference_mode(), closing(passes_of(model).find_focus(source, model, settings)) as focus:
         fused = sample_frames(source, focus)
         if settings.smooth:
             focus.index = smooth_index(focus.index, focus.confidence, luma(fused), settings.smooth)
@@ -108,6 +106,29 @@ def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, r
     flat = 2e-4 / (np.maximum(variance, 0) + 2e-4)  # at the edges of things an unsure index is still the best guess
     sure = 1 - (1 - np.clip(2 * confidence, 0, 1)) * flat
     return np.clip(sure * index + (1 - sure) * smoothed, index.min(), index.max())
+
+
+def passes_of(model: nn.Module) -> ModuleType:
+    """Return the module that runs this network over a stack. Raises UserError for one that pictures do not suffice."""
+    if model.network not in PASSES:
+        raise UserError(f"weights of {model.network}: it needs an event stack beside the pictures, which the predictors "
+                        "do not take; give weights of StackMFF-V2 or V1")
+    return importlib.import_module(PASSES[model.network])
+
+
+def check_network(model: nn.Module, settings: FusionSettings) -> None:
+    """Raise UserError for settings that this network does not have."""
+    passes_of(model).check_settings(settings)
+
+
+def gives_confidence(model: nn.Module) -> bool:
+    """Return whether the network says how sure it is of its focus index."""
+    return passes_of(model).GIVES_CONFIDENCE
+
+
+def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSettings) -> Any:
+    """Return how fusing is planned to fit into the memory: `needed` and `allowed`, bytes."""
+    return passes_of(model).plan_stack(source, model, settings)
 
 
 def open_model(args: argparse.Namespace) -> nn.Module:

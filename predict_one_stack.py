@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from fusion import open_model
-from model import StackMFFV2
+from fusion import estimate_memory, open_model
 from outputs import MANIFEST, check_output
 from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
@@ -38,14 +38,15 @@ from prediction.stack import (
     STACK_ERRORS,
     add_stack_flags,
     check_stack_flags,
+    choose_results,
     describe_duplicates,
-    estimate_memory,
     fuse_files,
     open_stack,
     tell,
 )
 from streaming.frames import FrameSource
 from streaming.memory import GIB
+from streaming.settings import settings_from
 from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
 
 PROGRAM = "predict_one_stack.py"
@@ -112,13 +113,17 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     if inside:
         raise UserError(f"{min(inside)}: is a stack and would get results; give an --output_dir apart from it")
     check_results(results)
-    model = None if args.dry_run else open_model(args)
+    model = open_model(args)
+    given, notices = choose_results(names, model, args)
+    for notice in notices:
+        tell(notice)
+    results = [Results(place, MANIFEST, dict(zip(given, given, strict=True)), PROGRAM) for place in places]
     run = {} if args.dry_run else describe_run(PROGRAM, args)
     for stack, result in zip(stacks, results, strict=True):
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= check_stack(stack, args) if args.dry_run else fuse_one(stack, result, run, model, args)
+            entry |= check_stack(stack, model, args) if args.dry_run else fuse_one(stack, result, run, model, args)
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
             continue
@@ -131,7 +136,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
-def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: StackMFFV2,
+def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
              args: argparse.Namespace) -> dict[str, Any]:
     """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
     names = list(results.files)
@@ -152,7 +157,7 @@ def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: StackMFF
             "notices": notices + result.notices}
 
 
-def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
+def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
     frames = open_stack(stack)
     check_headers(frames)
@@ -161,9 +166,9 @@ def check_stack(stack: Path, args: argparse.Namespace) -> dict[str, Any]:
     for _ in source.read_all("checking"):
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
+    memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
     return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": round(estimate_memory(source, args).needed / GIB, 2),
-            "notices": converted + describe_duplicates(frames, source)}
+            "memory_gib": memory, "notices": converted + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 import predict_datasets
 from evaluation.sets import StackScene
-from model import StackMFFV2
 from pictures.listing import index_by_stem, list_images
 from prediction.datasets import KINDS, predict_all
 from prediction.stack import StackResult, fuse_files
@@ -105,7 +105,7 @@ def find_pair_folders(root: Path) -> tuple[list[StackScene], list[str]]:
     return scenes, wrong
 
 
-def fuse_pair(frames: Sequence[Path], model: StackMFFV2, args: argparse.Namespace) -> StackResult:
+def fuse_pair(frames: Sequence[Path], model: nn.Module, args: argparse.Namespace) -> StackResult:
     """Fuse a pair and add the decision as a black and white picture."""
     result = fuse_files(frames, model, args)
     result.files["focus_map.png"] = np.where(result.files["focus_index.png"] > 0, np.uint8(255), np.uint8(0))

@@ -166,6 +166,8 @@ def stop_signals() -> Iterator[list[int]]:
 
     def stop(number: int, _frame: Any) -> None:
         received.append(number)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for loaders that stop, too
         if len(received) == 1 or number == signal.SIGINT:
             raise KeyboardInterrupt
 

@@ -34,19 +34,21 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from baselines import BASELINES
-from benchmarks.quality import read_csv
+from benchmarks.quality import open_v1, read_csv
 from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
 from model import StackMFFV2, count_parameters
 from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
+from stackmff_v1.model import StackMFFV1
 from streaming.settings import FusionSettings
 from utils import COUNT, FRAMES, Parser, UserError, command, keep_freed_memory, number, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
 
 OURS = {"full": "ours, full", "fast": "ours, fast"}  # by FusionSettings.speed
+NETWORKS = OURS | {"v1": "StackMFF V1"}
 SIDE = 256  # pixels, of the pictures for which the paper counts multiply-adds
 
 Fuse = Callable[[Sequence[Path]], np.ndarray]
@@ -69,20 +71,24 @@ class Entry(NamedTuple):
 
 
 def list_entries(args: argparse.Namespace) -> list[Entry]:
-    """Return ours on every device and the baselines on the CPU. Loads the weights."""
+    """Return the networks on every device and the baselines on the CPU. Loads the weights."""
 
-    def network(speed: str, device: torch.device) -> Fuse:
-        model = open_model(argparse.Namespace(model_path=args.model_path, device=str(device)))
-        return lambda paths: fuse_stack(paths, model, FusionSettings(speed)).fused
+    def network(method: str, device: torch.device) -> Fuse:
+        if method == "v1":
+            model, settings = open_v1(args.v1, str(device)), FusionSettings()
+        else:
+            model = open_model(argparse.Namespace(model_path=args.model_path, device=str(device)))
+            settings = FusionSettings(method)
+        return lambda paths: fuse_stack(paths, model, settings).fused
 
     def baseline(method: str) -> Fuse:
         return lambda paths: BASELINES[method].fuse([read_image(path) for path in paths])
 
     cpu, devices = torch.device("cpu"), [pick_device(name) for name in args.devices]
     entries = [Entry(method, "CPU" if device == cpu else "GPU", processor_name(device), network(method, device))
-               for method in args.methods if method in OURS for device in devices]
+               for method in args.methods if method in NETWORKS for device in devices]
     return entries + [Entry(method, "CPU", processor_name(cpu), baseline(method))
-                      for method in args.methods if method not in OURS]
+                      for method in args.methods if method not in NETWORKS]
 
 
 def processor_name(device: torch.device) -> str:
@@ -180,20 +186,25 @@ def table2(entries: Sequence[Entry], seconds: dict, args: argparse.Namespace) ->
 # --------------------------------------------------------------------------- operations (Table 3, Fig. 1)
 
 
+def new_network(method: str) -> torch.nn.Module:
+    return StackMFFV1() if method == "v1" else StackMFFV2()
+
+
 @functools.cache
-def count_multiply_adds(speed: str, num_frames: int) -> float:
+def count_multiply_adds(method: str, num_frames: int) -> float:
     """Return the multiply-adds of a stack of 256 x 256 as thop counts them: the paper's 2.75 G are those of N = 2."""
-    model = StackMFFV2().to("meta")  # shapes suffice: nothing is calculated
-    stack = torch.empty(1, num_frames, SIDE, SIDE, device="meta")
-    return thop.profile(model, (stack, speed == "fast"), verbose=False)[0]
+    with torch.device("meta"):  # shapes suffice: nothing is calculated
+        model, stack = new_network(method), torch.empty(1, num_frames, SIDE, SIDE)
+    return thop.profile(model, (stack, True) if method == "fast" else (stack,), verbose=False)[0]
 
 
 def table3(methods: Sequence[str], frames: Sequence[int]) -> tuple[list[dict], str]:
     """Return parameters and multiply-adds as rows for a CSV and as a Markdown table."""
     rows = []
     for method in methods:
-        counts = {f"N = {n}": count_multiply_adds(method, n) if method in OURS else "" for n in frames}
-        rows.append({"method": method, "parameters": count_parameters(StackMFFV2()) if method in OURS else 0} | counts)
+        network = method in NETWORKS
+        counts = {f"N = {n}": count_multiply_adds(method, n) if network else "" for n in frames}
+        rows.append({"method": method, "parameters": count_parameters(new_network(method)) if network else 0} | counts)
     lines = ["| multiply-adds | parameters | " + " | ".join(list(rows[0])[2:]) + " |",
              "|---" * (len(frames) + 2) + "|"]
     for row in rows:
@@ -204,11 +215,11 @@ def table3(methods: Sequence[str], frames: Sequence[int]) -> tuple[list[dict], s
     return rows, "\n".join(lines) + "\n"
 
 
-def draw_flops(path: Path) -> None:
+def draw_flops(path: Path, networks: Sequence[str]) -> None:
     """Draw the multiply-adds over N, one-shot and for fusing pair after pair as two-image networks must (Fig. 1)."""
     frames = [2, 10, 20, 30, 40]
     pair = count_multiply_adds("full", 2)
-    curves = {title(speed): [count_multiply_adds(speed, n) for n in frames] for speed in OURS}
+    curves = {title(method): [count_multiply_adds(method, n) for n in frames] for method in networks}
     curves["the same network, pair after pair"] = [pair * (n - 1) for n in frames]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -225,7 +236,7 @@ def draw_flops(path: Path) -> None:
 
 
 def title(method: str) -> str:
-    return OURS[method] if method in OURS else BASELINES[method].title
+    return NETWORKS[method] if method in NETWORKS else BASELINES[method].title
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -237,8 +248,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     methods.add_argument("--methods", nargs="+", choices=[*OURS, *BASELINES], default=[*OURS, *BASELINES],
                          metavar="METHOD", help="rows: %(choices)s")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    methods.add_argument("--v1", metavar="PATH", help="weights of StackMFF V1, one more row after ours")
     methods.add_argument("--devices", nargs="+", default=list(dict.fromkeys(("cpu", pick_device().type))),
-                         metavar="DEVICE", help="where ours run: cpu, cuda, cuda:1, mps")
+                         metavar="DEVICE", help="where the networks run: cpu, cuda, cuda:1, mps")
     amount = parser.add_argument_group("amount")
     amount.add_argument("--sizes", nargs="+", type=stack_size, default=list(PAPER_SIZES), metavar="NxWxH",
                         help="columns of Table 2, frames x width x height; those of the paper's five datasets")
@@ -250,6 +262,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("methods", "devices", "sizes", "frames"):  # rows and columns, each once
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+    if args.v1:
+        args.methods.insert(sum(method in OURS for method in args.methods), "v1")
     return args
 
 
@@ -277,7 +291,7 @@ def main(argv=None) -> int:
     log = CsvLog(output / "table3.csv")
     for row in rows:
         log.write(row)
-    draw_flops(output / "flops.png")
+    draw_flops(output / "flops.png", [*OURS, *(["v1"] if args.v1 else [])])
     tables = {"table2.md": table2(entries, seconds, args), "table3.md": operations}
     for name, text in tables.items():
         write_text(output / name, text)

@@ -26,10 +26,11 @@ if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from baselines import BASELINES
-from fusion import fuse_stack, open_model
+from fusion import Fusion, fuse_stack, open_model
 from loss import image_quality
 from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames
 from make_datasets.make_demo import load_motorcycle
@@ -73,6 +74,8 @@ METHODS = {  # columns; the peers come before the true index
     "ours_fast": "ours, fast",
     "ours_blend": "ours, full, blend",
     "published": "published",
+    "v1_painted": "V1, painted",
+    "v1": "V1, nearest",
     "sml": "SML arg-max",
     "truth": "true index",
     "closest": "closest frame",  # the two ceilings, which look at the truth
@@ -185,13 +188,42 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     if args.published:
         published = open_model(argparse.Namespace(model_path=args.published, device=args.device))
         runs["published"] = network(published, "full", "nearest"), digest(args.published)
+    if args.v1:
+        painter, made_by = Painter(open_v1(args.v1, args.device)), digest(args.v1)
+        runs["v1_painted"] = (lambda stack: (painter.fuse(stack).fused, None)), made_by
+        runs["v1"] = (lambda stack: copied(stack, painter.fuse(stack).index)), made_by
     runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
     runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
-    runs["truth"] = (lambda stack: (pick_pixels(stack.frames, stack.index), stack.index),)
+    runs["truth"] = (lambda stack: copied(stack, stack.index),)
     if args.ceilings:
         runs |= {"closest": (lambda stack: (closest_frame(stack), None),),
                  "mixture": (lambda stack: (closest_mixture(stack), None),)}
     return {name: Method(METHODS.get(name, name), *run) for name, run in runs.items()}
+
+
+class Painter:
+    """StackMFF V1, which gives the painted picture and the frames nearest to it at once. It keeps the last stack's."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.stack, self.fusion = model, None, None
+
+    def fuse(self, stack: Stack) -> Fusion:
+        if stack is not self.stack:
+            self.stack, self.fusion = stack, fuse_stack(stack.frames, self.model, FusionSettings(sampling="painted"))
+        return self.fusion
+
+
+def open_v1(path: str, device: str) -> torch.nn.Module:
+    """Load StackMFF V1. Raises UserError for weights of another network."""
+    model = open_model(argparse.Namespace(model_path=path, device=device))
+    if model.network != "stackmff_v1":
+        raise UserError(f"{path}: weights of {model.network}; --v1 needs those of StackMFF V1")
+    return model
+
+
+def copied(stack: Stack, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the picture (H, W[, 3]) whose pixels come from the frames of an index (H, W), and the index."""
+    return pick_pixels(stack.frames, index), index
 
 
 def closest_frame(stack: Stack) -> np.ndarray:
@@ -307,6 +339,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     methods = parser.add_argument_group("methods")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
     methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
+    methods.add_argument("--v1", metavar="PATH", help="weights of StackMFF V1: two columns, as painted and the pixels "
+                                                      "of the frame nearest to it")
     methods.add_argument("--peer", type=peer_command, action="append", default=[], metavar="NAME=COMMAND",
                          help="another program, with {input_dir} (of 1.png ..) and {output} (a .png); repeatable")
     methods.add_argument("--ceilings", action="store_true",

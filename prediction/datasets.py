@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
 from dataset import focus_target
@@ -19,12 +20,20 @@ from evaluation.measures import score_picture
 from evaluation.sets import StackScene, choose_datasets, find_truth
 from fusion import fuse_stack, open_model
 from loss import depth_errors
-from model import StackMFFV2
 from outputs import check_apart, check_output
 from pictures.reading import read_depth, read_image
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run, short_digest
 from prediction.rows import RowTable
-from prediction.stack import GO_ON, STACK_ERRORS, StackResult, check_stack_flags, fuse_files, open_stack, tell
+from prediction.stack import (
+    GO_ON,
+    STACK_ERRORS,
+    StackResult,
+    check_stack_flags,
+    choose_results,
+    fuse_files,
+    open_stack,
+    tell,
+)
 from streaming.settings import settings_from
 from utils import UserError, keep_freed_memory, start_processes
 
@@ -48,6 +57,7 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
     args.device = str(start_processes(args.device, "gloo"))
     try:
         model = open_model(args)
+        kinds, notices = choose_results(kinds, model, args)
         failures: list[str] = []
         datasets = {}
         for name in names:
@@ -59,6 +69,8 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
         check_results(results_of(scene, output / name, suffixes, program)
                       for name, (scenes, *_) in datasets.items() for scene in scenes)
         check_tables(output, datasets)
+        for notice in notices if not dist.is_initialized() or dist.get_rank() == 0 else ():
+            tell(notice)
         run = describe_run(program, args)
         fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
         predict = functools.partial(predict_scene, model=model, args=args, fuse=fuse, suffixes=suffixes, run=run)
@@ -121,7 +133,7 @@ def predict_dataset(scenes: Sequence[StackScene], output: Path, truth: dict[str,
     return means, failed
 
 
-def predict_scene(scene: StackScene, output: Path, model: StackMFFV2, args: argparse.Namespace,
+def predict_scene(scene: StackScene, output: Path, model: nn.Module, args: argparse.Namespace,
                   fuse: Callable[..., StackResult], suffixes: Mapping[str, str], run: Mapping[str, Any]) -> float | str:
     """Fuse one scene into its files, made with what `describe_run` says.
 

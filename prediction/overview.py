@@ -17,12 +17,14 @@ def make_overview(frames: Sequence[Path | Page], results: dict[str, np.ndarray],
                   width: int = 360) -> np.ndarray:
     """Return the first, middle and last frame above the fused picture, the depth and the confidence, uint8 RGB.
 
-    Each is shrunk to `width` pixels, or with a corner (left, top) of the results cut there at its own size. The frames
-    are as they were taken; origin (left, top) is where in them the results begin.
+    Without a confidence its place is white. Each is shrunk to `width` pixels, or with a corner (left, top) of
+    the results cut there at its own size. The frames are as they were taken; origin (left, top) is where in them the
+    results begin.
     """
     fused = next(name for name in results if name.startswith("fused."))
     upper = [read_image(frames[k]) for k in (0, len(frames) // 2, -1)]
-    lower = [results[name] for name in (fused, "depth_color.png", "confidence.png")]
+    lower = [results[fused], results["depth_color.png"]]
+    lower.append(results.get("confidence.png", np.full(lower[0].shape[:2], 255, np.uint8)))
     if corner is not None:
         size = np.minimum(lower[0].shape[:2], (width * 3 // 4, width))
         top, left = np.clip(corner[::-1], 0, lower[0].shape[:2] - size)

@@ -6,16 +6,16 @@ import argparse
 import functools
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
-from fusion import fuse_stack
-from model import StackMFFV2
+from fusion import check_network, estimate_memory, fuse_stack, gives_confidence
 from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
@@ -24,13 +24,13 @@ from pictures.values import colorize, to_uint8
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
 from streaming.frames import FrameSource
-from streaming.memory import Budget, card_memory, plan_memory
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
 from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
-MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", "confidence.png")
+CONFIDENCE = "confidence.png"
+MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", CONFIDENCE)
 GO_ON = "add --skip_existing to go on from here"
 
 
@@ -81,6 +81,17 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
         args.precision = "full"
 
 
+def choose_results(names: Iterable[str], model: nn.Module, args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return those of the results that the network gives, and lines that say which it does not.
+
+    names: with or without suffix. Raises UserError if the flags do not go with the network.
+    """
+    check_network(model, settings_from(args))
+    missing = [] if gives_confidence(model) else [name for name in names if Path(name).stem == Path(CONFIDENCE).stem]
+    return ([name for name in names if name not in missing],
+            [f"{name}: left out, {args.model_path} holds {model.network}, which gives none" for name in missing])
+
+
 def tell(line: str) -> None:
     """Print a line for people, above the progress bars."""
     tqdm.write(line, file=sys.stderr)
@@ -99,7 +110,7 @@ def open_stack(source: Path) -> list[Path | Page]:
     return frames
 
 
-def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.Namespace,
+def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace,
                progress: bool = False) -> StackResult:
     """Prepare and fuse frames that are given in the order of their names.
 
@@ -113,8 +124,7 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
     with temporary_folder() as folder:
         prepared = prepare_stack(frames, args, folder, progress)
         source = FrameSource(prepared.frames, progress)
-        if model.network == "stackmff_v2":
-            say_if_exceeded(source, args)
+        say_if_exceeded(source, model, args)
         result = fuse_stack(source, model, settings_from(args, progress))
     order = np.array(prepared.order)
     report = dict(prepared.report)
@@ -128,8 +138,10 @@ def fuse_files(frames: Sequence[Path | Page], model: StackMFFV2, args: argparse.
         index = last - result.index if last and steps[0] < 0 else result.index
     depth = result.index / max(last, 1)
     maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, np.rint(depth * 65535).astype(np.uint16),
-            colorize(depth), to_uint8(result.confidence))
+            colorize(depth), None if result.confidence is None else to_uint8(result.confidence))
     files = {f"fused.{args.output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
+    if result.confidence is None:
+        del files[CONFIDENCE]
     return StackResult(files, read_metadata(frames[len(frames) // 2]), args.quality, report, notices)
 
 
@@ -139,15 +151,9 @@ def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> l
             for numbers in source.duplicates]
 
 
-def estimate_memory(source: FrameSource, args: argparse.Namespace) -> Budget:
-    """Return how fusing is planned to fit into the memory."""
-    card = card_memory(pick_device(args.device))
-    return plan_memory(len(source), *source.size, settings_from(args), card=card)
-
-
-def say_if_exceeded(source: FrameSource, args: argparse.Namespace) -> None:
+def say_if_exceeded(source: FrameSource, model: nn.Module, args: argparse.Namespace) -> None:
     """Tell if --max_memory is below what one frame needs: the budget cannot be kept then."""
-    budget = estimate_memory(source, args)
+    budget = estimate_memory(source, model, settings_from(args))
     if args.max_memory and budget.needed > budget.allowed:
         height, width = source.size
         each = f" in each of {local_processes()} processes" if local_processes() > 1 else ""

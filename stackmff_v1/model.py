@@ -158,7 +158,7 @@ class StackMFFV1(nn.Module):
     def features(self, stack: Tensor) -> Tensor:
         """Return what the attention reads: (B, N, H, W), H and W multiples of the stride, -> (B, C, N, H, W).
 
-        A pixel depends on at most 118 pixels to each side, so tiles with a border of 128 give those of the whole.
+        A pixel depends on at most 122 pixels to each side, so tiles with a border of 128 give those of the whole.
         """
         return self.unet(stack[:, None])
 

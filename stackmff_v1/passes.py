@@ -29,12 +29,13 @@ from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
 from utils import UserError
 
-HALO = 128  # pixels; 118 reach into a tile, and tiles begin at multiples of the pooling's 16
+HALO = 128  # pixels; the U-Net sees 122 to each side, and tiles begin at multiples of the pooling's 16
 LEAST_SIDE = 64  # pixels of a tile: of smaller ones hardly anything would not be border
 FRAME_HALO = 18  # nine blocks of two convolutions over three frames each
 BYTES = 900  # of the U-Net per pixel and frame, as measured
 FEATURE_BYTES = 64  # of what the attention reads, per pixel and frame
 TILE_MEMORY = 4 * GIB  # unless a budget is given
+GIVES_CONFIDENCE = False
 
 
 class Tile(NamedTuple):
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     stack_in_file: bool
     features: str  # between the passes: memory, file or none
     needed: float  # bytes
+    allowed: float  # bytes
 
 
 def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings) -> FocusMaps:
@@ -66,9 +68,8 @@ def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings)
     """
     check_settings(settings)
     device = next(model.parameters()).device
-    stride = model.config.stride
-    shape = len(source), *(math.ceil(side / stride) * stride for side in source.size)
-    plan = plan_tiles(shape, stride, settings, card_memory(device))
+    stride, shape = model.config.stride, padded_shape(source, model)
+    plan = plan_stack(source, model, settings)
     with closing(Kept(shape, torch.float32, plan.stack_in_file)) as stack:
         for k, frame in enumerate(source.read_all("reading")):
             stack.tensor[k] = pad_to_stride(torch.from_numpy(luma(frame, source.white)), stride)
@@ -90,6 +91,16 @@ def check_settings(settings: FusionSettings) -> None:
                         "or give weights of StackMFF-V2")
 
 
+def padded_shape(source: FrameSource, model: StackMFFV1) -> tuple[int, int, int]:
+    stride = model.config.stride
+    return len(source), *(math.ceil(side / stride) * stride for side in source.size)
+
+
+def plan_stack(source: FrameSource, model: StackMFFV1, settings: FusionSettings) -> Plan:
+    return plan_tiles(padded_shape(source, model), model.config.stride, settings,
+                      card_memory(next(model.parameters()).device))
+
+
 def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card: int | None = None) -> Plan:
     """Cut a padded stack (N, H, W) into tiles that fit into the memory, with the least work in their borders.
 
@@ -105,17 +116,10 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
     if not settings.max_memory and card is None:
         allowed = min(allowed, TILE_MEMORY)
     plans = []
-    for parts in range(1, n + 1):
-        frames = math.ceil(n / parts)
-        deep = min(n, frames + 2 * FRAME_HALO)
-        side = settings.tile or math.isqrt(int(allowed / BYTES / deep)) - 2 * HALO
-        sizes = frames, *2 * [max(LEAST_SIDE, side // stride * stride)]
-        reads = [[stop - start for _, (start, stop) in cuts] for cuts in cut_axes(shape, sizes, stride)]
-        largest, work = (math.prod(map(figure, reads)) for figure in (max, sum))
-        fits = largest * BYTES <= allowed
-        plans.append((not fits, work if fits else largest, sizes, largest * BYTES))
-        if settings.tile or frames == 1:
-            break
+    for axes in itertools.product(*(list_cuts(axis, settings.tile) for axis in axes_of(shape, stride))):
+        sizes, largest, reads = zip(*axes, strict=True)
+        working, work = BYTES * math.prod(largest), math.prod(reads)
+        plans.append((working > allowed, working if working > allowed else work, sizes, working))
     too_large, _, sizes, working = min(plans)
     if too_large and not settings.tile:
         raise UserError(f"StackMFF V1 needs {(limit - room + working / 0.75) / GIB:.1f} GiB for this stack and may use "
@@ -125,22 +129,47 @@ def plan_tiles(shape: Sequence[int], stride: int, settings: FusionSettings, card
     where = "none" if len(tiles) == 1 else "memory" if features + working <= room else (
         "file" if 2 * features <= shutil.disk_usage(tempfile.gettempdir()).free else "none")
     room -= features if where == "memory" else 0
-    return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0))
+    return Plan(tiles, stack_in_file, where, limit - room + (working if card is None else 0), limit)
 
 
-def cut_axes(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[list[tuple[tuple[int, int], ...]]]:
-    """Cut each axis of (N, H, W) into parts of at most that size: (start, stop), and the same with the border."""
-    axes = []
-    for length, size, step, halo in zip(shape, sizes, (1, stride, stride), (FRAME_HALO, HALO, HALO), strict=True):
-        axes.append([((start, stop), (max(0, start - halo), min(length, stop + halo)))
-                     for start, stop in cut_evenly(length, size, step)])
-    return axes
+class Axis(NamedTuple):
+    """Frames, rows or columns, how they may be cut."""
+
+    length: int
+    step: int  # parts begin at its multiples
+    halo: int
+    least: int  # size of a part
+
+
+def axes_of(shape: Sequence[int], stride: int) -> list[Axis]:
+    n, height, width = shape
+    return [Axis(n, 1, FRAME_HALO, 1), *(Axis(side, stride, HALO, LEAST_SIDE) for side in (height, width))]
+
+
+def cut_axis(axis: Axis, size: int) -> list[tuple[slice, slice]]:
+    """Cut an axis into parts of at most that size: each part, and the same with its border."""
+    return [(slice(start, stop), slice(max(0, start - axis.halo), min(axis.length, stop + axis.halo)))
+            for start, stop in cut_evenly(axis.length, size, axis.step)]
+
+
+def list_cuts(axis: Axis, tile: int | None) -> list[tuple[int, int, int]]:
+    """Return the ways to cut an axis: the parts' size, the longest that is read, and all that is read together."""
+    length, step, _, least = axis
+    if tile:  # the sides are given, the frames stay together
+        sizes = [length if step == 1 else max(least, tile // step * step)]
+    else:
+        sizes = [math.ceil(length / parts / step) * step for parts in range(1, math.ceil(length / least) + 1)]
+    cuts = []
+    for size in dict.fromkeys(sizes):
+        reads = [read.stop - read.start for _, read in cut_axis(axis, size)]
+        cuts.append((size, max(reads), sum(reads)))
+    return cuts
 
 
 def cut_stack(shape: Sequence[int], sizes: Sequence[int], stride: int) -> list[Tile]:
     """Cut (N, H, W) into blocks of at most so many frames, rows and columns, with their borders."""
-    return [Tile(*(tuple(slice(*part[k]) for part in block) for k in (0, 1)))
-            for block in itertools.product(*cut_axes(shape, sizes, stride))]
+    cuts = (cut_axis(axis, size) for axis, size in zip(axes_of(shape, stride), sizes, strict=True))
+    return [Tile(*zip(*block, strict=True)) for block in itertools.product(*cuts)]
 
 
 def paint(stack: Kept, model: StackMFFV1, plan: Plan, device: torch.device, progress: bool) -> Tensor:

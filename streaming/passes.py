@@ -23,6 +23,7 @@ from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles
 from utils import UserError, return_freed_memory
 
+GIVES_CONFIDENCE = True
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
 # of the validation stacks 15 % have the right index, where P promises 53 %
@@ -30,10 +31,8 @@ REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing say
 
 def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
     """Return the focus index of a stack with its confidence, and softened P if the frames are to be mixed."""
-    if settings.sampling == "painted":
-        raise UserError("--sampling painted: StackMFF-V2 does not paint; leave it out, or give weights of StackMFF V1")
-    budget = plan_memory(len(source), *source.size, settings, halo_of(model),
-                         card_memory(next(model.parameters()).device))
+    check_settings(settings)
+    budget = plan_stack(source, model, settings)
     with closing(score_frames(source, model, settings, budget)) as features:
         maps = compare_frames(features, source, model, settings, budget)
     if len(source) > 1:
@@ -44,6 +43,17 @@ def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings)
 def surrounded(places: np.ndarray) -> np.ndarray:
     """Return the places, bool (H, W), that have only others within REACH pixels."""
     return cv2.erode(places.astype(np.uint8), np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
+
+
+def check_settings(settings: FusionSettings) -> None:
+    """Raise UserError for settings that StackMFF-V2 does not have."""
+    if settings.sampling == "painted":
+        raise UserError("--sampling painted: StackMFF-V2 does not paint; leave it out, or give weights of StackMFF V1")
+
+
+def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
+    return plan_memory(len(source), *source.size, settings, halo_of(model),
+                       card_memory(next(model.parameters()).device))
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from model import StackMFFV2, model_checkpoint  # noqa: E402
 from outputs import save_checkpoint  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
+from stackmff_v1.model import StackMFFV1, V1Config  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
@@ -60,6 +61,19 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "untrained.pth"
     save_checkpoint(path, model_checkpoint(StackMFFV2()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def v1_weights(tmp_path_factory):
+    """A small StackMFF V1 whose batch norms have seen data, so that nothing vanishes on the way."""
+    torch.manual_seed(0)
+    model = StackMFFV1(V1Config(channels=(4, 6, 8, 8, 8), squeeze=4)).train()  # the same depth, quick
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.rand(2, 3, 48, 48))
+    path = tmp_path_factory.mktemp("weights") / "v1.pth"
+    save_checkpoint(path, model_checkpoint(model))
     return path
 
 

@@ -92,6 +92,13 @@ def test_fast_needs_about_a_quarter():
     assert 0.25 < fast / full < 0.27
 
 
+def test_v1_is_one_more_row_after_ours(bench, calls, v1_weights, tmp_path):
+    table = cells(bench("--frames", 2, 8, "--v1", v1_weights, methods=("full", "a"), sizes=["2x32x64"])[1])
+    assert list(table) == ["seconds", "ours, full", "StackMFF V1", "method a", "multiply-adds"]
+    assert table["StackMFF V1"][0] == "CPU" and float(table["StackMFF V1"][1]) > 0
+    assert table["StackMFF V1"][2:] == ["6,083,669", "21.970 G", "87.876 G"]
+
+
 def test_tables_files_and_picture(bench, calls, tmp_path):
     code, out, lines = bench("--frames", 2, 20, methods=("full", "fast", "a"))
     assert code == 0 and not lines

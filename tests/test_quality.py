@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from baselines import BASELINES  # noqa: E402
-from benchmarks import quality  # noqa: E402
+from benchmarks import efficiency, quality  # noqa: E402
 from benchmarks.quality import GROUPS, Group, Scene, make_stack  # noqa: E402
+from fusion import FusionSettings, fuse_stack  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, synthesize  # noqa: E402
+from model import load_model  # noqa: E402
 from pictures.reading import read_image  # noqa: E402
 from pictures.values import luma, pick_pixels, to_uint8  # noqa: E402
 
@@ -131,6 +133,36 @@ def test_table_csv_and_worst(tmp_path, weights, photos, capsys):
 def test_published_weights_are_one_more_column(tmp_path, weights):
     assert bench(tmp_path / "out", weights, "--groups", "n2", "--published", weights) == 0
     assert cells(tmp_path / "out", "published") == cells(tmp_path / "out", "ours, full")
+
+
+def test_v1_is_two_columns_from_one_pass(tmp_path, weights, v1_weights, monkeypatch):
+    fused = []
+
+    def counting(frames, model, settings):
+        fused.append(model.network)
+        return fuse_stack(frames, model, settings)
+
+    monkeypatch.setattr(quality, "fuse_stack", counting)
+    assert bench(tmp_path, weights, "--groups", "n3", "--v1", v1_weights) == 0
+    assert fused.count("stackmff_v1") == 1
+    rows = {row["method"]: row for row in read_csv(tmp_path)}
+    assert [name for name in rows if name.startswith("v1")] == ["v1_painted", "v1"]
+    stack = make_stack(MOTORCYCLE, GROUPS["n3"], SIDE)
+    model = load_model(v1_weights)
+    painted = fuse_stack(stack.frames, model, FusionSettings(sampling="painted"))
+    copied = fuse_stack(stack.frames, model)
+    assert float(rows["v1_painted"]["psnr"]) == pytest.approx(luma_psnr(painted.fused, stack))
+    assert float(rows["v1"]["psnr"]) == pytest.approx(luma_psnr(copied.fused, stack))
+    assert rows["v1_painted"]["index_mae"] == "" and float(rows["v1"]["index_mae"]) == pytest.approx(
+        np.abs(copied.index - stack.index).mean(), rel=1e-5)
+    assert cells(tmp_path, "V1, nearest")["N = 3"].startswith(f"{float(rows['v1']['psnr']):.2f} / ")
+
+
+@pytest.mark.parametrize("main", [quality.main, efficiency.main])
+def test_weights_of_v2_are_not_v1s(run, tmp_path, weights, main):
+    flag = "--output" if main is quality.main else "--output_dir"
+    code, _, errors = run(main, flag, tmp_path / "out", "--v1", weights)
+    assert code == 1 and "weights of stackmff_v2; --v1 needs those of StackMFF V1" in errors[-1]
 
 
 def test_nothing_copied_or_mixed_is_above_the_ceilings(tmp_path, weights):

@@ -5,28 +5,12 @@ import pytest
 import torch
 
 from fusion import FusionSettings, fuse_stack
-from model import load_model, model_checkpoint
-from outputs import save_checkpoint
+from model import load_model
 from pictures.values import luma
 from stackmff_v1 import passes
 from stackmff_v1.model import StackMFFV1, V1Config
 from stackmff_v1.passes import cut_stack, plan_tiles
 from utils import UserError
-
-SMALL = V1Config(channels=(4, 6, 8, 8, 8), squeeze=4)  # the same depth, quick
-
-
-@pytest.fixture(scope="module")
-def v1_weights(tmp_path_factory):
-    """A small network whose batch norms have seen data, so that nothing vanishes on the way."""
-    torch.manual_seed(0)
-    model = StackMFFV1(SMALL).train()
-    with torch.no_grad():
-        for _ in range(5):
-            model(torch.rand(2, 3, 48, 48))
-    path = tmp_path_factory.mktemp("weights") / "v1.pth"
-    save_checkpoint(path, model_checkpoint(model))
-    return path
 
 
 @pytest.fixture
@@ -52,20 +36,25 @@ def painted(model, frames, **settings):
 
 
 def test_a_tile_is_exact_on_an_odd_size(model):
-    frames = make_stack(2, (413, 299))
-    np.testing.assert_allclose(painted(model, frames, tile=208), plain(model, frames)[1], atol=1e-4)
+    frames = make_stack(1, (299, 285))
+    np.testing.assert_allclose(painted(model, frames, tile=144), plain(model, frames)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("features", ["memory", "file", "none"])
 def test_blocks_of_frames_are_exact_whatever_is_kept(model, monkeypatch, features):
-    frames = make_stack(45, (21, 18))
+    frames = make_stack(41, (17, 16))
 
     def few_frames(shape, stride, *_):
-        return passes.Plan(cut_stack(shape, (4, 1024, 1024), stride), features == "file", features, 0)
+        return passes.Plan(cut_stack(shape, (4, 1024, 1024), stride), features == "file", features, 0, 0)
 
     monkeypatch.setattr(passes, "plan_tiles", few_frames)
-    assert len(few_frames((45, 32, 32), 16).tiles) == 12
+    assert len(few_frames((41, 32, 16), 16).tiles) == 11
     np.testing.assert_allclose(painted(model, frames), plain(model, frames)[1], atol=1e-4)
+
+
+def test_a_stack_that_fits_is_one_tile():
+    plan = plan_tiles((20, 304, 400), 16, FusionSettings(max_memory=4))  # 0.65 GiB and 2.04 for the U-Net
+    assert len(plan.tiles) == 1 and plan.features == "none"
 
 
 def test_a_budget_that_cannot_hold_a_tile_is_refused():
@@ -75,13 +64,13 @@ def test_a_budget_that_cannot_hold_a_tile_is_refused():
 
 def test_the_published_network_is_exact_in_tiles(shared):
     model = load_model(shared / "published" / "stackmff_v1.pth")
-    frames = make_stack(2, (30, 301))
-    np.testing.assert_allclose(painted(model, frames, tile=160), plain(model, frames)[1], atol=1e-4)
+    frames = make_stack(1, (16, 275))
+    np.testing.assert_allclose(painted(model, frames, tile=144), plain(model, frames)[1], atol=1e-4)
 
 
 def test_tiles_cover_the_stack_once_and_the_plan_keeps_its_budget():
     for shape in ((7, 960, 1280), (100, 1536, 2048), (1, 16, 16)):
-        for gib in (6, 16):
+        for gib in (8, 16):
             plan = plan_tiles(shape, 16, FusionSettings(max_memory=gib))
             assert 0 < plan.needed <= gib * passes.GIB
             for tile in plan.tiles:
@@ -124,3 +113,24 @@ def test_what_v1_does_not_have_is_refused(model, settings):
 def test_v2_does_not_paint(weights):
     with pytest.raises(UserError, match="does not paint"):
         fuse_stack(make_stack(2, (32, 32)), load_model(weights), FusionSettings(sampling="painted"))
+
+
+def reach(features, stack, axis):
+    """Return how far in the input what a sum of features depends on lies from the middle of an axis, both ways."""
+    gradient, = torch.autograd.grad(features.sum(), stack, retain_graph=True)
+    seen = gradient.abs().sum([d for d in range(4) if d != axis]).nonzero()
+    return int(seen.min()), int(seen.max())
+
+
+def test_the_borders_are_as_wide_as_the_network_sees():
+    model = StackMFFV1(V1Config(channels=(4, 6, 8, 8, 8), squeeze=4)).double().eval()
+    for parameter in model.parameters():
+        parameter.data.abs_()  # nothing cancels
+    model.unet.pool = torch.nn.AvgPool3d((1, 2, 2))  # all that the maximum may choose
+    wide = torch.rand(1, 1, 16, 432, dtype=torch.float64, requires_grad=True)
+    features = model.features(wide)
+    edges = [reach(features[..., x], wide, 3) for x in range(208, 224)]
+    furthest = max(max(x - low, high - x) for x, (low, high) in zip(range(208, 224), edges, strict=True))
+    assert furthest == 122 <= passes.HALO
+    deep = torch.rand(1, 61, 16, 16, dtype=torch.float64, requires_grad=True)
+    assert reach(model.features(deep)[:, :, 30], deep, 1) == (30 - passes.FRAME_HALO, 30 + passes.FRAME_HALO)
