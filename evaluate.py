@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from pathlib import Path
 
 from evaluation.printed import PRINTED, PRINTED_COLUMNS, match_printed, read_printed
 from evaluation.report import RESULTS, compare_quality, report
@@ -35,6 +36,7 @@ from evaluation.tables import (
     NO_REFERENCE,
 )
 from outputs import check_apart, open_output
+from records import remove_made
 from utils import Parser, command
 
 
@@ -75,20 +77,22 @@ def method_folder(text: str) -> tuple[str, str]:
 def main(argv=None) -> int:
     args = parse_args(argv)
     methods = dict(args.results)
-    for folder in (args.test_root, *methods.values()):
-        check_apart(folder, args.output_dir)
+    inputs = [args.test_root, *methods.values(), args.paper]
+    for folder in inputs:  # said before what is wrong with the input
+        if folder:
+            check_apart(folder, args.output_dir)
     printed = read_printed(args.paper) if args.paper else []
     sets = find_sets(args.test_root, args.test_datasets, methods)
     if sets is None:
         return 1
-    settings = {"test_root": args.test_root, "test_datasets": args.test_datasets}
-    output = open_output(args.output_dir, settings, args.overwrite)
+    settings = {"test_root": Path(args.test_root), "test_datasets": args.test_datasets}
+    output = open_output(args.output_dir, "evaluate.py", settings, inputs, args.overwrite)
     scored = [part.name for part in sets if part.aif]
     beside = match_printed(printed, scored) if scored else []
     try:
         scores, depths, blind = score_all(sets, output, args.no_reference, rounded=bool(beside))
         for name in RESULTS:  # of an earlier run, which may have had other methods
-            (output / name).unlink(missing_ok=True)
+            remove_made(output / name)
         for name, rows in (("scores", scores), ("depth", depths), ("no_reference", blind)):
             write_rows(output / f"{name}.csv", rows)
         if scores:

@@ -96,9 +96,10 @@ class ULDANet(nn.Module):
             x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
             scales.append(x)
 
-        skips = self.bridge(scales)
-        x = F.gelu(self.bottleneck(x))
+        return self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))
 
+    def decode(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """Return the head's features (B, 8, H/2, W/2) of a bottleneck and the bridged scales, fine to coarse."""
         for level, (decode, norm) in enumerate(zip(self.decoders, self.decoder_norms, strict=True)):
             x = norm(decode(x))
             x = F.gelu(upsample(x) if level else x) + skips[-1 - level]
@@ -275,6 +276,7 @@ class ModelConfig:
 
 class StackMFFV2(nn.Module):
     network = "stackmff_v2"  # its name in FAMILY
+    squash = staticmethod(torch.sigmoid)  # what the recurrent stage sees of the heads' features, (B, 8, H, W)
 
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
@@ -298,23 +300,31 @@ class StackMFFV2(nn.Module):
         `fast` compares the frames at half resolution: a quarter of the work with the same kernels. In training mode a
         `peak` is read as the whole expectation: its gradient reaches every frame.
         """
-        volume = self.focus_volume(stack, fast)
-        logits = self.inter(volume)
-        if fast:
-            logits = upsample_logits(logits, *stack.shape[-2:])
+        return self.compare(self.focus_volume(stack, fast), stack.shape[-2:], fast)
+
+    def compare(self, volume: Tensor, size: Sequence[int], fast: bool) -> FocusMap:
+        """Compare the frames of a focus volume (see `focus_volume`) of stacks of this height and width."""
+        logits = upsample_logits(self.inter(volume), *size) if fast else self.inter(volume)
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
         return regress_focus(logits.float(), self.temperature, readout, self.config.calibration)
 
     def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
         """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""
-        b, n, h, w = stack.shape
-        frames = pad_to_stride(stack).transpose(0, 1).flatten(0, 1)[:, None]  # (N*B, 1, H, W), by frame
-        features = self.intra(frames.contiguous(memory_format=torch.channels_last))
+        return self.to_volume(self.intra(by_frame(pad_to_stride(stack))), stack.shape, fast)
+
+    def to_volume(self, features: Tensor, shape: Sequence[int], fast: bool) -> Tensor:
+        """Complete the heads' features (N*B, 8, H/2, W/2), padded, to the focus volume of stacks of this shape."""
+        b, n, h, w = shape
         if fast:
             h, w = math.ceil(h / 2), math.ceil(w / 2)
         else:
             features = upsample(features)
-        return torch.sigmoid(unpad(features, h, w)).unflatten(0, (n, b))
+        return self.squash(unpad(features, h, w)).unflatten(0, (n, b))
+
+
+def by_frame(stack: Tensor) -> Tensor:
+    """Return (B, N, H, W) frame by frame: (N*B, 1, H, W)."""
+    return stack.transpose(0, 1).flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
 
 
 def upsample_logits(logits: Tensor, height: int, width: int) -> Tensor:

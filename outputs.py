@@ -1,4 +1,7 @@
-"""What programs write: whole or not at all, beside what others wrote, and resumed with the same settings."""
+"""What programs write: whole or not at all, beside what others wrote, and resumed with the same settings.
+
+What is not listed as a program's own (`records.py`) in the output folder of a long job is never removed or replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,26 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from records import MANIFEST, MadeFiles, check_ours, claim, enter, open_folder
 from temporary import clean_leftovers, is_inside, temporary_name
 from utils import UserError
 
-MANIFEST = "made_with.json"
+# --------------------------------------------------------------------------- files and folders
 
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it otherwise. Files and folders.
 
-    What a killed run left beside it is removed, too.
+    What a killed run left beside it is removed, too. Raises UserError, before anything is done, if what is there must
+    not be replaced: a full folder, or in an open output a file, that the program did not make.
     """
     path = Path(path)
+    check_ours(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     clean_leftovers(path.parent)
     suffix = path.suffix if len(path.suffix) < 10 else ""  # a folder's name may be long and have a dot
@@ -32,7 +38,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part, replaced = path.with_name(f".{name}.part{suffix}"), path.with_name(f".{other}.part")
         try:
             yield part
+            files = [path / file.relative_to(part) for file in part.rglob("*") if not file.is_dir()]
+            enter(*files if part.is_dir() else [path])
             if part.is_dir() and path.is_dir():  # a folder cannot replace a full one, and a kill must not leave half
+                check_ours(path)
                 os.replace(path, replaced)
             os.replace(part, path)
         except OSError as error:
@@ -84,6 +93,15 @@ def check_output(directory: str | Path) -> Path:
     return directory
 
 
+def check_new(path: str | Path) -> Path:
+    """Return the place of a file to be written as a Path. Raises UserError if something is there, or cannot be."""
+    path = Path(path)
+    if os.path.lexists(path) or path.resolve().exists():  # also behind a folder that is not there yet and ".."
+        raise UserError(f"{path}: is already there; give another name, or remove it")
+    check_output(path.parent)
+    return path
+
+
 def check_apart(source: str | Path, output: str | Path) -> None:
     """Raise UserError if one path lies in the other: --overwrite would remove the source, a walk find the output."""
     source, output = Path(source).resolve(), Path(output).resolve()
@@ -91,32 +109,77 @@ def check_apart(source: str | Path, output: str | Path) -> None:
         raise UserError(f"{output}: overlaps with the input {source}; give an output directory apart from it")
 
 
-def open_output(directory: str | Path, settings: dict, overwrite: bool = False) -> Path:
+# --------------------------------------------------------------------------- the output of a long job
+
+
+def open_output(directory: str | Path, program: str, settings: Mapping[str, Any], inputs: Iterable[str | Path | None],
+                overwrite: bool = False) -> Path:
     """Create the output directory of a long job, or reopen it to go on.
 
-    The settings are kept in `made_with.json`: the same settings resume, others are refused.
-    Raises UserError if the directory holds something else and `overwrite` is not given.
+    The program and its settings are kept in `made_with.json`: the same settings resume, others are refused. From then
+    on all that the functions of this file write below the directory is listed in `made_files.txt`.
+    settings: what the results depend on; a Path is kept resolved. inputs: every file and folder that the job reads
+    (None: not given); none of them may overlap with the directory. overwrite: remove the files that the program made
+    there earlier, and no others.
+    Raises UserError if the directory holds something else or other settings made it.
     """
     directory = check_output(directory)
+    for source in inputs:
+        if source is not None:
+            check_apart(source, directory)
+    settings = json.loads(json.dumps(dict(settings), default=_plain))
     if directory.is_dir():
         clean_leftovers(directory)
+    made = MadeFiles(directory)
     manifest = directory / MANIFEST
-    settings = json.loads(json.dumps(settings, default=str))
-    if overwrite and manifest.is_file():  # only what such a job made is ever removed
-        shutil.rmtree(directory)
     if directory.is_dir() and any(directory.iterdir()):
-        if not manifest.is_file():
-            raise UserError(f"{directory}: not empty and not made by this program; give another output directory")
-        try:
-            made_with = json.loads(manifest.read_text())
-        except ValueError:
-            made_with = None  # damaged
-        if made_with != settings:
-            raise UserError(f"{directory}: made with other settings (made_with.json); add --overwrite to replace it")
+        former = _read_manifest(manifest)
+        made.listed = set(former) == {"program", "settings"}
+        if former.get("program", program) != program:
+            raise UserError(f"{directory}: made by {former['program']}, not by {program}; "
+                            "give another output directory")
+        if overwrite and not made.listed:
+            raise UserError(f"{directory}: made before programs listed their files, so what is yours there is not "
+                            "known; remove it, or give another output directory")
+        others = _differences(former, settings)
+        if others and not overwrite and (made.there() or not made.listed):
+            raise UserError(f"{directory}: made with other settings ({', '.join(others)}; see {MANIFEST}); "
+                            "add --overwrite to replace it")
+        if overwrite or others:  # all that could be lost is a name: nothing was made with it
+            made.remove(list(made.names))
+            made.path.unlink(missing_ok=True)
+            manifest.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     if not manifest.is_file():
-        write_text(manifest, json.dumps(settings, indent=1) + "\n")
+        write_text(manifest, json.dumps({"program": program, "settings": settings}, indent=1) + "\n")
+    open_folder(made)
     return directory
+
+
+def _plain(value: object) -> str:
+    return str(value.resolve() if isinstance(value, Path) else value)
+
+
+def _read_manifest(manifest: Path) -> dict:
+    if not manifest.is_file():
+        raise UserError(f"{manifest.parent}: not empty and not made by this program; give another output directory")
+    try:
+        former = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        former = None
+    if not isinstance(former, dict):
+        raise UserError(f"{manifest}: damaged; repair it, or give another output directory")
+    return former
+
+
+def _differences(former: dict, settings: dict) -> list[str]:
+    """Return the names of settings that differ. Before there were lists, paths were kept as they were given."""
+    if set(former) == {"program", "settings"}:
+        kept = former["settings"]
+        return [name for name in kept | settings if kept.get(name) != settings.get(name)]
+    return [name for name, value in settings.items()
+            if former.get(name) != value and not (isinstance(former.get(name), str)
+                                                  and os.path.realpath(former[name]) == value)]
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -145,11 +208,15 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+# --------------------------------------------------------------------------- logs and checkpoints
+
+
 class CsvLog:
     """A CSV that grows row by row and survives an interruption. It keeps the columns of its first row."""
 
     def __init__(self, path: str | Path, append: bool = False) -> None:
         self.path = Path(path)
+        claim(self.path)
         if not append:
             self.path.unlink(missing_ok=True)
 

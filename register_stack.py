@@ -22,11 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outputs import check_apart, open_output, write_text
-from pictures.listing import list_images
+from outputs import open_output, write_text, written_whole
+from pictures.listing import IMAGE_SUFFIXES, list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from records import remove_made
 from temporary import temporary_folder
 from utils import Parser, command
 
@@ -54,19 +55,27 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     check_flags(args)
     frames = list_images(args.input_dir)[0]
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
-    for source in (args.input_dir, args.load_transforms):
-        if source:
-            check_apart(source, args.output_dir)
-    output = open_output(args.output_dir, settings, args.overwrite)
+    inputs = {name: Path(path) if (path := getattr(args, name)) else None for name in ("input_dir", "load_transforms")}
+    settings = {name: value for name, value in (vars(args) | inputs).items()
+                if name not in ("output_dir", "overwrite", "save_transforms")}
+    output = open_output(args.output_dir, "register_stack.py", settings, inputs.values(), args.overwrite)
     kept = args.save_transforms
     if args.register != "none":
         args.save_transforms = output / "transforms.json"
     with temporary_folder(output) as folder:
         prepared = prepare_stack(frames, args, folder, progress=True)
-        for name, frame in zip(output_names(frames, prepared.order), prepared.frames, strict=True):
+        names = output_names(frames, prepared.order)
+        for old in [path for path in output.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]:
+            if old.name in names:
+                continue
+            remove_made(old)  # of a frame that is gone, or had another place in the order
+            if old.exists():
+                prepared.report["notices"].append(f"notice: {old}: not made by this program, so it stays; but it would "
+                                                  "be taken for a frame")
+        for name, frame in zip(names, prepared.frames, strict=True):
             if isinstance(frame, Path) and frame.parent == folder:
-                os.replace(frame, output / name)
+                with written_whole(output / name) as part:
+                    os.replace(frame, part)
             else:
                 write_image(output / name, read_image(frame))
     if kept:

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -165,6 +166,8 @@ def stop_signals() -> Iterator[list[int]]:
 
     def stop(number: int, _frame: Any) -> None:
         received.append(number)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for loaders that stop, too
         if len(received) == 1 or number == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -312,6 +315,11 @@ def describe_bytes(size: float) -> str:
 def random_generator(*key: int) -> np.random.Generator:
     """Return the generator that belongs to a key such as (seed, epoch, index), whoever asks and whenever."""
     return np.random.default_rng(key)
+
+
+def number_of(name: str) -> int:
+    """Return the number 0..2^32-1 that belongs to a name, for `random_generator`: whatever else there is."""
+    return zlib.crc32(os.fsencode(name))
 
 
 def seed_everything(seed: int) -> None:

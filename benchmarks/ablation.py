@@ -28,10 +28,11 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import GROUPS, Scene, add_row, digest, list_scenes, make_stack, read_rows, score
+from benchmarks.quality import GROUPS, Scene, add_row, list_scenes, make_stack, open_rows, score
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import match_scenes
 from outputs import CsvLog, open_output, write_text
+from records import claim, digest, enter
 from utils import COUNT, SEED, SIDE, WORKERS, Parser, UserError, command, keep_freed_memory, number
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,7 @@ RECIPE = ("--recipe diverse --num_frames 2 40 --ce_weight 0.1 --fusion_weight 0.
           "--ema 0.99").split()
 COLUMNS = {"n16": "N = 16", "middle": "middle half", "lens": "disc PSF, occlusion", "noise4": "noise 4/255",
            "n40": "N = 40"}  # groups of quality.py
+TRAINED = ("last.pth", "best.pth", "log.csv")  # what train.py writes, besides TensorBoard's
 FREE = ("output_dir", "overwrite", "variants", "max_scenes", "processes", "num_workers", "device")  # may differ later
 
 
@@ -99,11 +101,17 @@ def train_variant(name: str, args: argparse.Namespace, output: Path) -> Path:
              *(("--init_path", args.init_path) if args.init_path else ()),
              "--save_dir", str(output.resolve() / "runs"), "--save_name", name, "--resume"]
     env = os.environ | ({"OMP_NUM_THREADS": "1"} if args.processes > 1 else {})
+    folder = output / "runs" / name
+    for file in TRAINED:
+        claim(folder / file)
     try:
         run_training(train_command(flags, args.processes), env)
     except UserError as error:
         raise UserError(f"{VARIANTS[name].title}: {error}") from None
-    return output / "runs" / name / "last.pth"
+    finally:
+        for file in folder.glob("events.out.tfevents.*"):  # nobody knows their names before
+            enter(file)
+    return folder / "last.pth"
 
 
 # --------------------------------------------------------------------------- scores
@@ -189,8 +197,9 @@ def main(argv=None) -> int:
     if args.init_path:  # by content: a file of that name may become another
         open_model(argparse.Namespace(model_path=args.init_path, device="cpu"))
         settings["init_path"] = digest(args.init_path)
-    output = open_output(args.output_dir, settings, args.overwrite)
-    rows, log = read_rows(output / "scores.csv"), CsvLog(output / "scores.csv", append=True)
+    inputs = [args.photos, *args.segments, args.init_path, args.val_photos, args.val_segments]
+    output = open_output(args.output_dir, "benchmarks/ablation.py", settings, inputs, args.overwrite)
+    rows, log = open_rows(output / "scores.csv", scenes)
     means = {}
     bar = tqdm([name for name in VARIANTS if name in args.variants], unit="variant")
     for name in bar:

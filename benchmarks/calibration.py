@@ -30,14 +30,14 @@ from benchmarks.quality import (
     Stack,
     add_scene_flags,
     check_scene_flags,
-    digest,
     list_scenes,
     make_stack,
     scene_settings,
 )
 from fusion import fuse_stack, open_model
 from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint
-from outputs import CsvLog, open_output, save_checkpoint, write_text
+from outputs import CsvLog, check_new, open_output, save_checkpoint, write_text, written_whole
+from records import digest
 from utils import Parser, command, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,8 @@ def plot_calibration(path: Path, found: dict[str, list[dict[str, float]]], total
     lower.bar([row["confidence"] for row in bins], [row["pixels"] for row in bins], width=0.8 / BINS, color="black")
     lower.set(xlabel="confidence", ylabel="share of pixels")
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=90)
     plt.close(figure)
 
 
@@ -125,7 +126,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     files.add_argument("--model_path", default=str(ROOT / "model.pth"), help="weights")
     files.add_argument("--fit", metavar="PATH",
-                       help="write the weights with a confidence fitted to these stacks, and nothing else")
+                       help="write the weights with a confidence fitted to these stacks, and nothing else; a new file")
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
@@ -143,10 +144,12 @@ def main(argv=None) -> int:
     model, groups = open_model(args), [group for group in GROUPS if group in args.groups]
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     if args.fit:
+        check_new(args.fit)
         model.config = replace(model.config, calibration=AS_IT_IS)
     else:
         settings = scene_settings(args) | {"scenes": len(scenes), "groups": groups, "weights": digest(args.model_path)}
-        output = open_output(args.output, settings, args.overwrite)
+        inputs = [args.photos, args.segments, args.depth, args.model_path]
+        output = open_output(args.output, "benchmarks/calibration.py", settings, inputs, args.overwrite)
     counts = {GROUPS[group].title: np.zeros((3, BINS)) for group in groups}
     some = []
     for group, scene in tqdm([(group, scene) for group in groups for scene in scenes], unit="stack"):

@@ -40,20 +40,20 @@ from benchmarks.quality import (
     add_row,
     add_scene_flags,
     check_scene_flags,
-    digest,
     list_scenes,
     make_stack,
     missing_methods,
-    read_rows,
+    open_rows,
     scene_settings,
     score,
 )
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import Recipe
-from outputs import CsvLog, open_output, write_text, written_whole
+from outputs import open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from preparation.order import focus_features, focus_signature, order_by_sharpness, rank_agreement
+from records import digest
 from streaming.settings import FusionSettings
 from utils import COUNT, Parser, command, keep_freed_memory, random_generator
 
@@ -119,9 +119,9 @@ def fusing_methods(args: argparse.Namespace) -> dict[str, Method]:
 
 def compare_orders(args: argparse.Namespace, scenes: Sequence[Scene]) -> None:
     """Fuse and score all conditions, those that are in the CSV excepted; write and print the table."""
-    output = open_output(args.output_dir, scene_settings(args), args.overwrite)
-    methods, rows = fusing_methods(args), read_rows(output / "order.csv")
-    log = CsvLog(output / "order.csv", append=True)
+    inputs = [args.photos, args.segments, args.depth, args.model_path, args.published]
+    output = open_output(args.output_dir, "benchmarks/order.py", scene_settings(args), inputs, args.overwrite)
+    methods, (rows, log) = fusing_methods(args), open_rows(output / "order.csv", scenes)
     conditions = dict.fromkeys(condition for panel in PANELS.values() for condition in panel.values())
     for condition, scene in tqdm([(c, s) for c in conditions for s in scenes], unit="stack"):
         missing = missing_methods(rows, condition.name, scene, methods)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import shlex
 import subprocess
 import sys
@@ -37,10 +36,11 @@ from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_f
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
 from model import StackMFFV2
-from outputs import CsvLog, open_output, write_text, write_together
+from outputs import CsvLog, open_output, write_text, write_together, written_whole
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
+from records import MadeFrom, digest
 from streaming.settings import FusionSettings
 from temporary import temporary_folder
 from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
@@ -238,10 +238,6 @@ def closest_mixture(stack: Stack) -> np.ndarray:
     return quantize(np.clip(luma(stack.aif), np.min(grey, axis=0), np.max(grey, axis=0)), np.uint16)
 
 
-def digest(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-
-
 # --------------------------------------------------------------------------- scores
 
 
@@ -266,6 +262,28 @@ def missing_methods(rows: dict, group: str, scene: Scene, methods: dict[str, Met
 def read_rows(path: Path) -> dict[tuple[str, ...], dict]:
     """Return the rows of quality.csv by KEY."""
     return {tuple(row[name] for name in KEY): row for row in read_csv(path)}
+
+
+def open_rows(path: Path, scenes: Sequence[Scene]) -> tuple[dict[tuple[str, ...], dict], CsvLog]:
+    """Return the rows of an output's CSV by KEY, and the log in which they go on.
+
+    Rows of a scene whose files or number are not what they were are removed, and said.
+    """
+    rows, made = read_rows(path), MadeFrom(path.parent)
+    sources = {scene: [file for file in (scene.image, scene.other) if file] for scene in scenes}
+    others = {scene.name: scene for scene in scenes if not made.holds(scene.name, sources[scene], scene.number)}
+    kept = {key: row for key, row in rows.items() if row["scene"] not in others}
+    if len(kept) < len(rows):
+        again = sorted({row["scene"] for row in rows.values()} & others.keys())
+        tqdm.write(f"notice: {path}: scored anew, as their pictures or their numbers changed: {', '.join(again)}",
+                   file=sys.stderr)
+        with written_whole(path) as part:
+            part.touch()
+            for row in kept.values():
+                CsvLog(part, append=True).write(row)
+    for scene in others.values():
+        made.note(scene.name, sources[scene], scene.number)
+    return kept, CsvLog(path, append=True)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -354,7 +372,8 @@ def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace)
 
 def scene_settings(args: argparse.Namespace) -> dict:
     """Return what every row of a CSV has in common."""
-    return {name: getattr(args, name) for name in ("photos", "segments", "depth", "max_side", "seed")}
+    folders = {name: Path(path) if (path := getattr(args, name)) else None for name in ("photos", "segments", "depth")}
+    return folders | {"max_side": args.max_side, "seed": args.seed}
 
 
 def peer_command(text: str) -> tuple[str, list[str]]:
@@ -375,9 +394,9 @@ def main(argv=None) -> int:
     keep_freed_memory()
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     methods = list_methods(args)
-    output = open_output(args.output, scene_settings(args), args.overwrite)
-    rows = read_rows(output / "quality.csv")
-    log = CsvLog(output / "quality.csv", append=True)
+    inputs = [args.photos, args.segments, args.depth, args.model_path, args.published]
+    output = open_output(args.output, "benchmarks/quality.py", scene_settings(args), inputs, args.overwrite)
+    rows, log = open_rows(output / "quality.csv", scenes)
     failures = 0
     jobs = [(group, scene) for group in GROUPS if group in args.groups for scene in scenes]
     for group, scene in tqdm(jobs, unit="stack"):

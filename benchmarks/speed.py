@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from fusion import fuse_stack, open_model  # noqa: E402
 from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
-from outputs import CsvLog, write_text
+from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.values import luma, pick_pixels
@@ -220,7 +220,8 @@ def plot(path: Path, curves: dict[str, dict[str, dict[str, dict]]], methods: lis
         axes[1, column].set_xlabel(label)
     axes[0, 0].legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=90)
 
 
 def tell_growth(method: str, over_frames: dict[str, dict[str, dict]]) -> None:
@@ -274,8 +275,7 @@ def main(argv=None) -> int:
             resource.setrlimit(resource.RLIMIT_AS, (int(args.limit * 2**30),) * 2)
         print(json.dumps(measure(args.child, args.stack_dir, args.model_path, args.device, args.max_memory)))
         return 0
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    output = open_output(args.output_dir, "benchmarks/speed.py", {}, [args.model_path])
     log = CsvLog(output / "speed.csv")
     on_cuda = pick_device(args.device).type == "cuda"
     sizes = args.sizes or list(SIZES + PAPER_SIZES if on_cuda else SIZES)

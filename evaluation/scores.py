@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from outputs import CsvLog, written_whole
 from pictures.reading import read_alike, read_depth, read_image
 from pictures.values import luma
 from pictures.writing import write_image
+from records import remove_made
 
 
 def score_all(sets: Sequence[Set], output: Path, no_reference: bool,
@@ -31,7 +31,7 @@ def score_all(sets: Sequence[Set], output: Path, no_reference: bool,
     run's.
     """
     scores, depths, blind = [], [], []
-    shutil.rmtree(output / "focus_maps", ignore_errors=True)
+    remove_made(output / "focus_maps")
     with tqdm(total=sum(len(part.scenes) for part in sets), unit="scene") as bar:
         for part in sets:
             bar.set_description(part.name)

@@ -20,12 +20,13 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from make_datasets.sources import check_apart, depth_picture  # noqa: E402
-from outputs import open_output
+from make_datasets.sources import depth_picture  # noqa: E402
+from outputs import check_apart, open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
+from records import MadeFrom
 from utils import COUNT, Parser, UserError, command, pick_device
 
 
@@ -112,11 +113,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     pictures = index_by_stem(args.input_dir)
-    check_apart(args.input_dir, args.output_dir)
+    check_apart(args.input_dir, args.output_dir)  # before the network is loaded
     processor, network = load_estimator(args.model, args.device)
-    output = open_output(args.output_dir, {"program": "make_datasets/estimate_depth.py", "model": args.model,
-                                           "input_dir": args.input_dir.resolve()}, args.overwrite)
-    todo = {scene: path for scene, path in pictures.items() if not (output / f"{scene}.png").is_file()}
+    settings = {"model": args.model, "input_dir": args.input_dir}
+    inputs = [args.input_dir, args.model if Path(args.model).exists() else None]
+    output = open_output(args.output_dir, "make_datasets/estimate_depth.py", settings, inputs, args.overwrite)
+    made_from = MadeFrom(output)
+    todo = {scene: path for scene, path in pictures.items()
+            if not ((output / f"{scene}.png").is_file() and made_from.holds(scene, [path]))}
     with tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="depth", unit="picture") as bar:
         for scenes, sizes, tensors in batches(todo, processor, args.batch_size):
             try:
@@ -125,8 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise UserError(f"{', '.join(scenes)}: {error}; try another --model or --device") from None
             for scene, depth in zip(scenes, depths, strict=True):
                 write_image(output / f"{scene}.png", depth)
+                made_from.note(scene, [pictures[scene]])
                 bar.update()
     print(f"{output}: {len(pictures)} depth maps ({len(todo)} new)")
+    made_from.tell_others(pictures)
 
 
 if __name__ == "__main__":

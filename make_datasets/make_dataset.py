@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
@@ -21,14 +23,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output, written_whole
 from pictures.listing import index_by_stem
 from pictures.reading import read_depth, read_image
 from pictures.values import quantize, to_uint8
 from pictures.writing import write_image
-from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, random_generator
+from records import MadeFrom
+from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, number_of, random_generator
 
+PROGRAM = "make_datasets/make_dataset.py"
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
 
 
@@ -59,13 +62,29 @@ def synthesize(image: np.ndarray, depth: np.ndarray, num_frames: int, recipe: Re
     Returns the frames (N, H, W[, 3]) in 0..1 and the true focus index, float32 (H, W) in 0..N-1.
     """
     rng = rng or random_generator(0)
+    optics = draw_optics(depth, num_frames, recipe, rng)
+    frames = np.stack(list(render_sweep(image, optics, optics.sweep, recipe)))
+    return disturb(frames, recipe, rng), optics.index
+
+
+class Optics(NamedTuple):
+    """Where things are in focus, and how they blur elsewhere. Positions are counted in frames from the first."""
+
+    positions: np.ndarray  # float32 (H, W), where each pixel is in focus
+    sweep: np.ndarray  # (N,), what each frame focuses on
+    growth: np.ndarray | float  # (H, W), radius of the circle of confusion per frame of defocus
+
+    @property
+    def index(self) -> np.ndarray:
+        """The true focus index, float32 (H, W) in 0..N-1."""
+        return np.interp(self.positions, self.sweep, np.arange(len(self.sweep))).astype(np.float32)
+
+
+def draw_optics(depth: np.ndarray, num_frames: int, recipe: Recipe, rng: np.random.Generator) -> Optics:
+    """Place a scene of depth (H, W) in a sweep of `num_frames`."""
     positions = focus_positions(depth, num_frames - recipe.before - recipe.after, recipe.continuous) + recipe.before
     sweep = focus_sweep(num_frames, recipe.uneven, rng)
-    growth = recipe.growth * spatial_variation(depth.shape, recipe.variation, rng)
-    render = render_occluding if recipe.occlusion else render_layers
-    frames = render(image, positions, sweep, growth, recipe.psf)
-    index = np.interp(positions, sweep, np.arange(num_frames)).astype(np.float32)
-    return disturb(frames, recipe, rng), index
+    return Optics(positions, sweep, recipe.growth * spatial_variation(depth.shape, recipe.variation, rng))
 
 
 def focus_positions(depth: np.ndarray, planes: float, continuous: bool = False) -> np.ndarray:
@@ -127,49 +146,81 @@ def disc_kernel(radius: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+def render_sweep(image: np.ndarray, optics: Optics, sweep: np.ndarray, recipe: Recipe,
+           levels: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield an all-in-focus picture (H, W[, 3]) as a lens shows it, focused on each position of a sweep.
+
+    The sweep may be finer than the frames' own. levels: ascending radii between which blurs are interpolated, for
+    sweeps of many steps; by default nearly every radius is blurred by itself.
+    """
+    way = render_occluding if recipe.occlusion else render_layers
+    return way(image, optics.positions, sweep, optics.growth, recipe.psf, levels)
+
+
+class BlurBank:
+    """A picture (H, W[, C]) blurred by each of some ascending radii, and interpolated between them."""
+
+    def __init__(self, image: np.ndarray, levels: np.ndarray, psf: str) -> None:
+        self.levels = levels
+        self.bank = np.stack([blur(image, r, psf) for r in levels])
+        self.rows, self.columns = np.indices(image.shape[:2], sparse=True)
+
+    def place(self, radius: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the level below each radius, and its share of the way to the next."""
+        place = np.interp(radius, self.levels, np.arange(len(self.levels)))
+        low = place.astype(np.intp)
+        return low, (place - low).astype(np.float32)
+
+    def whole(self, radius: float) -> np.ndarray:
+        """Blur the picture as a whole."""
+        low, share = self.place(radius)
+        frame = self.bank[low]
+        return frame + share * (self.bank[low + 1] - frame) if share else frame
+
+    def each(self, radius: np.ndarray) -> np.ndarray:
+        """Show every pixel in the picture blurred by its own radius (H, W)."""
+        low, share = self.place(radius)
+        frame = self.bank[low, self.rows, self.columns]
+        if share.any():
+            share = share if frame.ndim == 2 else share[..., None]
+            frame += share * (self.bank[np.minimum(low + 1, len(self.bank) - 1), self.rows, self.columns] - frame)
+        return frame
+
+
 def render_layers(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, growth: np.ndarray | float,
-                  psf: str) -> np.ndarray:
+                  psf: str, levels: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Show every pixel in the picture blurred by its own distance from focus (Algorithm 1, line by line).
 
     Blurs the whole picture once per radius; radii between two of them are interpolated.
     """
-    radii = [np.abs(positions - s) * growth for s in sweep]
-    levels = np.unique(np.concatenate([np.unique(r) for r in radii]))
-    if len(levels) > 2 * len(sweep):  # continuous: a fixed ladder of radii, fine where blur changes most
-        levels = np.unique(np.concatenate((np.arange(0, 4, 0.5), np.geomspace(4, max(4.1, levels[-1]), 10))))
-    bank = np.stack([blur(image, r, psf) for r in levels])
-    rows, columns = np.indices(positions.shape, sparse=True)
-    frames = []
-    for radius in radii:
-        place = np.interp(radius, levels, np.arange(len(levels)))
-        low = place.astype(np.intp)
-        share = (place - low).astype(np.float32)
-        frame = bank[low, rows, columns]
-        if share.any():
-            share = share if image.ndim == 2 else share[..., None]
-            frame += share * (bank[np.minimum(low + 1, len(levels) - 1), rows, columns] - frame)
-        frames.append(frame)
-    return np.stack(frames)
+    if levels is None:
+        levels = np.unique(np.concatenate([np.unique(np.abs(positions - s) * growth) for s in sweep]))
+        if len(levels) > 2 * len(sweep):  # continuous: a fixed ladder of radii, fine where blur changes most
+            levels = np.unique(np.concatenate((np.arange(0, 4, 0.5), np.geomspace(4, max(4.1, levels[-1]), 10))))
+    bank = BlurBank(image, levels, psf)
+    for s in sweep:
+        yield bank.each(np.abs(positions - s) * growth)
 
 
 def render_occluding(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, growth: np.ndarray | float,
-                     psf: str, max_layers: int = 12) -> np.ndarray:
+                     psf: str, levels: np.ndarray | None = None, max_layers: int = 12) -> Iterator[np.ndarray]:
     """Composite blurred layers from far to near, so that a defocused foreground spreads over its background.
 
     What lies hidden behind a foreground is unknown: there the visible layers share the light.
     """
     growth = float(np.mean(growth))  # a layer is blurred as a whole
-    layers = layer_masks(positions, max_layers)
     rgb = image if image.ndim == 3 else image[..., None]
-    frames = []
+    layers = []
+    for position, mask in layer_masks(positions, max_layers):
+        layer = np.dstack((rgb * mask[..., None], mask))  # colour times cover, cover
+        layers.append((position, partial(blur, layer, psf=psf) if levels is None else
+                       BlurBank(layer, levels, psf).whole))
     for s in sweep:
-        light = np.zeros((*positions.shape, rgb.shape[2] + 1), np.float32)  # colour times cover, cover
-        for position, mask in layers:
-            layer = np.dstack((rgb * mask[..., None], mask))
-            layer = blur(layer, abs(position - s) * growth, psf)
+        light = np.zeros((*positions.shape, rgb.shape[2] + 1), np.float32)
+        for position, blurred in layers:
+            layer = blurred(abs(position - s) * growth)
             light = light * (1 - layer[..., -1:]) + layer
-        frames.append(light[..., :-1] / np.maximum(light[..., -1:], 1e-6))
-    return np.stack(frames).reshape(len(sweep), *image.shape)
+        yield (light[..., :-1] / np.maximum(light[..., -1:], 1e-6)).reshape(image.shape)
 
 
 def layer_masks(positions: np.ndarray, max_layers: int) -> list[tuple[float, np.ndarray]]:
@@ -248,19 +299,8 @@ def random_recipe(num_frames: int, rng: np.random.Generator, leave_out: Sequence
 # --------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = Parser(__doc__)
-    files = parser.add_argument_group("files")
-    files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
-    files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
-    files.add_argument("--output_dir", required=True,
-                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png (16 bit: the "
-                            "depth of that stack's focus index, which train.py and evaluate.py read as the truth)")
-    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
-    stacks = parser.add_argument_group("stacks")
-    stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
-                        help="frames of a stack, drawn per picture")
-    stacks.add_argument("--seed", type=SEED, default=0)
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every number of a Recipe; `recipe_from` reads them."""
     optics = parser.add_argument_group("optics and camera (the defaults are Algorithm 1)")
     frames = number(float, -10_000, 10_000)
     types = {
@@ -290,10 +330,35 @@ def parse_args(argv=None) -> argparse.Namespace:
             choices = ("gaussian", "disc") if field.name == "psf" else None
             optics.add_argument(f"--{field.name}", type=types[field.name], default=field.default, choices=choices,
                                 help=helps[field.name])
+
+
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    return Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)} | {"noise": args.noise / 255})
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    files = parser.add_argument_group("files")
+    files.add_argument("--aif_dir", required=True, help="all-in-focus pictures, 8 bit")
+    files.add_argument("--depth_dir", required=True, help="depth maps of the same names, near = 0")
+    files.add_argument("--output_dir", required=True,
+                       help="gets image_stacks/SCENE/1.png .., AiF/SCENE.png and depth_maps/SCENE.png (16 bit: the "
+                            "depth of that stack's focus index, which train.py and evaluate.py read as the truth)")
+    files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    stacks = parser.add_argument_group("stacks")
+    stacks.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
+                        help="frames of a stack, drawn per picture")
+    stacks.add_argument("--seed", type=SEED, default=0)
+    add_recipe_flags(parser)
     args = parser.parse_args(argv)
+    check_frame_counts(parser, args)
+    return args
+
+
+def check_frame_counts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop with the parser's error unless every stack has frames for its scene."""
     if args.before + args.after >= min(args.num_frames):
         parser.error("--before and --after leave no frame for the scene: raise --num_frames")
-    return args
 
 
 def match_scenes(aif_dir: str | Path, other_dir: str | Path) -> dict[str, tuple[Path, Path]]:
@@ -308,38 +373,49 @@ def match_scenes(aif_dir: str | Path, other_dir: str | Path) -> dict[str, tuple[
 @command
 def main(argv=None) -> int:
     args = parse_args(argv)
-    recipe = Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)} | {"noise": args.noise / 255})
+    recipe = recipe_from(args)
     scenes = match_scenes(args.aif_dir, args.depth_dir)
-    for source in (args.aif_dir, args.depth_dir):
-        check_apart(Path(source), Path(args.output_dir))
-    settings = asdict(recipe) | {k: getattr(args, k) for k in ("aif_dir", "depth_dir", "num_frames", "seed")}
+    inputs = {name: Path(getattr(args, name)) for name in ("aif_dir", "depth_dir")}
+    settings = asdict(recipe) | inputs | {"num_frames": args.num_frames, "seed": args.seed}
     settings["depth_maps"] = "focus index"  # once they were the source's depth: the two are not mixed in a folder
-    output = open_output(args.output_dir, settings, args.overwrite)
-    made = 0
-    for k, (scene, (aif_path, depth_path)) in enumerate(tqdm(scenes.items(), unit="stack")):
-        stack_dir = output / "image_stacks" / scene
-        if stack_dir.is_dir():  # written last and whole
+    output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
+    made_from, made = MadeFrom(output), 0
+    for scene, sources in tqdm(scenes.items(), unit="stack"):
+        if (output / "image_stacks" / scene).is_dir() and made_from.holds(scene, sources):  # written last and whole
             continue
-        rng = random_generator(args.seed, k)
-        write_scene(output, scene, aif_path, depth_path, int(rng.choice(args.num_frames)), recipe, rng)
+        rng = random_generator(args.seed, number_of(scene))  # another scene more or less changes no other one
+        write_scene(output, scene, *sources, int(rng.choice(args.num_frames)), recipe, rng)
+        made_from.note(scene, sources)
         made += 1
     print(f"{made} stacks made, {len(scenes) - made} already there: {output}")
+    made_from.tell_others(scenes)
     return 0
 
 
 def write_scene(output: Path, scene: str, aif_path: Path, depth_path: Path, num_frames: int, recipe: Recipe,
                 rng: np.random.Generator) -> None:
     """Synthesise one stack and write it with its all-in-focus picture and depth map, the stack last."""
+    image, depth = read_scene(aif_path, depth_path)
+    frames, index = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
+    write_truth(output, scene, image, index, num_frames)
+    write_frames(output / "image_stacks" / scene, frames)
+
+
+def read_scene(aif_path: Path, depth_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read an all-in-focus picture, uint8 (H, W[, 3]), and its depth, float32 (H, W) in 0..1."""
     image, depth = read_image(aif_path), read_depth(depth_path)
     if image.dtype != np.uint8:
         raise UserError(f"{aif_path}: {image.dtype} pixels; convert it to 8 bit")
     if image.shape[:2] != depth.shape:
         raise UserError(f"{depth_path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has "
                         f"{image.shape[1]}x{image.shape[0]}; resize the depth map")
-    frames, index = synthesize(image.astype(np.float32) / 255, depth, num_frames, recipe, rng)
+    return image, depth
+
+
+def write_truth(output: Path, scene: str, image: np.ndarray, index: np.ndarray, num_frames: int) -> None:
+    """Write the all-in-focus picture and the depth map, that of the true focus index, of a scene's stack."""
     write_image(output / "AiF" / f"{scene}.png", image)
     write_image(output / "depth_maps" / f"{scene}.png", quantize(index_depth(index, num_frames), np.uint16))
-    write_frames(output / "image_stacks" / scene, frames)
 
 
 def write_frames(folder: Path, frames: np.ndarray) -> None:

@@ -27,8 +27,10 @@ from make_datasets.segments_to_depth import planes_from_segments, stretch  # noq
 from outputs import open_output  # noqa: E402
 from pictures.values import to_uint8  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
-from utils import FRAMES, SEED, Parser, UserError, command, number, random_generator  # noqa: E402
+from records import MANIFEST  # noqa: E402
+from utils import FRAMES, SEED, Parser, command, number, random_generator  # noqa: E402
 
+PROGRAM = "make_datasets/make_demo.py"
 PICTURES = {  # names in skimage.data
     "train": ("camera", "astronaut", "rocket", "immunohistochemistry", "coins", "brick", "hubble_deep_field", "page"),
     "val": ("chelsea", "gravel"),
@@ -90,14 +92,14 @@ def write_demo_scene(root: Path, folders: tuple[str, str, str], scene: str, imag
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--assets_dir", default=str(Path(__file__).resolve().parents[1] / "assets"),
-                        help="gets motorcycle/1.png ..; an existing one is kept")
+                        help="gets motorcycle/1.png ..; one that other programs made is kept")
     parser.add_argument("--num_frames", type=FRAMES, default=12, help="frames of the motorcycle stack")
     parser.add_argument("--scale", type=number(float, 0.05, 4), default=0.6, help="of the motorcycle pictures")
     parser.add_argument("--sets_dir", help="also make SETS_DIR/{train,val}/{AiF,depth,image_stacks,depth_maps} and "
                                            "SETS_DIR/test/{Demo,Motorcycle}/{dof_stack,AiF,depth}")
     parser.add_argument("--unsteady_dir", help="also write the motorcycle stack with every frame moved, to register")
     parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     return parser.parse_args(argv)
 
 
@@ -106,24 +108,33 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     stack = Path(args.assets_dir) / "motorcycle"
     image, depth = load_motorcycle(args.scale)
-    if args.overwrite or not stack.is_dir():
-        write_frames(stack, synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0])
-    print(f"{stack}: {len(list(stack.iterdir()))} frames")
+    frames = synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0]
+    if stack.is_dir() and not (stack / MANIFEST).is_file():
+        print(f"{stack}: is there, kept")
+    else:
+        settings = {"stack": "motorcycle", "scale": args.scale, "num_frames": args.num_frames}
+        write_stack_alone(stack, frames, settings, args.overwrite)
     if args.unsteady_dir:
-        frames = synthesize(image.astype(np.float32) / 255, depth, args.num_frames)[0]
-        write_frames(Path(args.unsteady_dir), move_frames(frames, random_generator(args.seed)))
+        settings = {"stack": "motorcycle, unsteady", "scale": args.scale, "num_frames": args.num_frames,
+                    "seed": args.seed}
+        write_stack_alone(Path(args.unsteady_dir), move_frames(frames, random_generator(args.seed)), settings,
+                          args.overwrite)
     if args.sets_dir:
         make_sets(args, image, depth)
     return 0
 
 
+def write_stack_alone(folder: Path, frames: np.ndarray, settings: dict, overwrite: bool) -> None:
+    """Write frames (N, H, W, 3) in 0..1 as 1.png .. of an output folder of their own."""
+    open_output(folder, PROGRAM, settings, [], overwrite)
+    for k, frame in enumerate(frames, 1):
+        write_image(folder / f"{k}.png", to_uint8(frame))
+    print(f"{folder}: {len(frames)} frames")
+
+
 def make_sets(args: argparse.Namespace, motorcycle: np.ndarray, motorcycle_depth: np.ndarray) -> None:
-    root = Path(args.sets_dir)
-    others = {path.name for path in root.iterdir()} - {*PICTURES, "made_with.json"} if root.is_dir() else set()
-    if args.overwrite and others:
-        raise UserError(f"{root}: also holds {', '.join(sorted(others))}, which --overwrite would remove; move it")
-    root = open_output(args.sets_dir, {"seed": args.seed, "scale": args.scale, "num_frames": args.num_frames},
-                       args.overwrite)
+    settings = {"seed": args.seed, "scale": args.scale, "num_frames": args.num_frames}
+    root = open_output(args.sets_dir, PROGRAM, settings, [], args.overwrite)
     training, testing = ("image_stacks", "depth_maps", "AiF"), ("dof_stack", "depth", "AiF")
     names = [(part, name) for part, members in PICTURES.items() for name in members]
     for k, (part, name) in enumerate(tqdm(names, unit="scene")):

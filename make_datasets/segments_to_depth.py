@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from make_datasets.sources import check_apart  # noqa: E402
 from outputs import open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import to_uint8
 from pictures.writing import write_image
-from utils import SEED, Parser, command, number, random_generator
+from records import MadeFrom
+from utils import SEED, Parser, command, number, number_of, random_generator
 
 
 def planes_from_segments(labels: np.ndarray, rng: np.random.Generator, tilt: float = 0.3,
@@ -85,14 +85,18 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     sources = index_by_stem(args.segments_dir)
-    check_apart(Path(args.segments_dir), Path(args.output_dir))
-    settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite")}
-    output = open_output(args.output_dir, settings, args.overwrite)
-    for k, (scene, path) in enumerate(tqdm(sources.items(), unit="map")):
-        if not (output / f"{scene}.png").is_file():
-            depth = planes_from_segments(read_image(path), random_generator(args.seed, k), args.tilt, args.smooth)
-            write_image(output / f"{scene}.png", to_uint8(depth))
+    folder = Path(args.segments_dir)
+    settings = {"segments_dir": folder, "tilt": args.tilt, "smooth": args.smooth, "seed": args.seed}
+    output = open_output(args.output_dir, "make_datasets/segments_to_depth.py", settings, [folder], args.overwrite)
+    made_from = MadeFrom(output)
+    for scene, path in tqdm(sources.items(), unit="map"):
+        if not ((output / f"{scene}.png").is_file() and made_from.holds(scene, [path])):
+            rng = random_generator(args.seed, number_of(scene))
+            write_image(output / f"{scene}.png",
+                        to_uint8(planes_from_segments(read_image(path), rng, args.tilt, args.smooth)))
+            made_from.note(scene, [path])
     print(f"{len(sources)} depth maps in {output}")
+    made_from.tell_others(sources)
     return 0
 
 

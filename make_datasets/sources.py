@@ -19,7 +19,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 
@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from outputs import check_apart, open_output, write_text, written_whole
+from outputs import open_output, write_text, written_whole
 from pictures.reading import read_image
 from pictures.writing import write_image
+from records import MadeFrom, remove_made
 from utils import SHARE, Parser, UserError, natural_key
 
 Name = PurePosixPath  # a file's place inside its source
@@ -74,11 +75,9 @@ def source_parser(text: str, source: str, splits: Collection[str] = (), *, unifo
 
 def open_prepared(args: argparse.Namespace, program: str) -> Path:
     """Create or reopen `args.output`, whose settings are all other arguments. Raises UserError, see `open_output`."""
-    settings = {name: value.resolve() if isinstance(value, Path) else value
-                for name, value in vars(args).items() if name not in ("output", "overwrite")}
-    for path in (value for value in settings.values() if isinstance(value, Path)):
-        check_apart(path, args.output)
-    return open_output(args.output, {"program": program, **settings}, args.overwrite)
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "overwrite")}
+    inputs = [value for value in settings.values() if isinstance(value, Path)]
+    return open_output(args.output, program, settings, inputs, args.overwrite)
 
 
 # --------------------------------------------------------------------------- files of a source
@@ -244,16 +243,23 @@ def check_valid(valid: np.ndarray, least: float) -> None:
 
 
 def write_scenes(output: Path, scenes: dict[str, Key], load: Callable[[Key], tuple[np.ndarray, np.ndarray | None]],
-                 max_uniform: float | None = None) -> None:
+                 files: Callable[[Key], Sequence[Path]], max_uniform: float | None = None) -> None:
     """Write AiF/SCENE.png and depth/SCENE.png of every scene that is not there yet, and print the counts.
 
+    A scene whose source files are others than when it was written is written anew.
     load: key -> picture (H, W) or (H, W, 3), depth picture (H, W) or None; raises UserError, which stops the run, or
-    Filtered. Pictures with `most_common_share` >= max_uniform are left out. All left out are listed in filtered.txt.
+    Filtered. files: key -> the files that it reads. Pictures with `most_common_share` >= max_uniform are left out. All
+    left out are listed in filtered.txt.
     """
     report = output / "filtered.txt"
     lines = report.read_text(encoding="utf-8").splitlines() if report.is_file() else []
     filtered = {scene: reason for scene, reason in (line.split("\t", 1) for line in lines) if scene in scenes}
-    before = {scene for scene in scenes if (output / "AiF" / f"{scene}.png").is_file()}
+    made_from = MadeFrom(output)
+    pictures = {scene: output / "AiF" / f"{scene}.png" for scene in scenes}
+    same = {scene for scene, key in scenes.items()
+            if (scene in filtered or pictures[scene].is_file()) and made_from.holds(scene, files(key))}
+    filtered = {scene: reason for scene, reason in filtered.items() if scene in same}
+    before = same - filtered.keys()
     with tqdm(total=len(scenes), initial=len(before | filtered.keys()), desc=output.name, unit="picture") as bar:
         for scene, key in scenes.items():
             if scene in before or scene in filtered:
@@ -268,13 +274,16 @@ def write_scenes(output: Path, scenes: dict[str, Key], load: Callable[[Key], tup
                         raise UserError(f"{key}: the picture has {image.shape[1]}x{image.shape[0]} pixels, "
                                         f"its depth {depth.shape[1]}x{depth.shape[0]}; get both anew")
                     write_image(output / "depth" / f"{scene}.png", depth)
-                write_image(output / "AiF" / f"{scene}.png", image)  # last: it says that the scene is complete
+                write_image(pictures[scene], image)  # last: it says that the scene is complete
             except Filtered as reason:
                 filtered[scene] = f"{key}: {reason}"
                 _write_lines(report, filtered)
+                for old in (pictures[scene], output / "depth" / f"{scene}.png"):  # of another picture of that name
+                    remove_made(old)
+            made_from.note(scene, files(key))
             bar.update()
-    if not report.is_file():
-        _write_lines(report, filtered)
+    _write_lines(report, filtered)
+    made_from.tell_others(scenes)
     kept = len(scenes) - len(filtered)
     print(f"{output}: {kept} pictures ({kept - len(before)} new), {len(filtered)} left out (filtered.txt)")
 
@@ -284,7 +293,8 @@ def write_photos(args: argparse.Namespace, program: str, source: Source) -> None
     scenes = scene_names(source.names)
     output = open_prepared(args, program)
     with source.root(output) as root:
-        write_scenes(output, scenes, lambda name: (read_image(root / name), None), args.max_uniform)
+        write_scenes(output, scenes, lambda name: (read_image(root / name), None), lambda name: [root / name],
+                     args.max_uniform)
 
 
 def _write_lines(path: Path, entries: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ from pictures.listing import list_images
 from pictures.reading import check_alike, read_alike, read_image
 from pictures.values import quantize
 from pictures.writing import write_image
+from records import MadeFrom
 from utils import COUNT, FRAMES, UserError
 
 MADE = "dof_stack/SCENE/1.png .. and, where known, AiF/SCENE.png and depth/SCENE.png; e.g. TEST_ROOT/NAME"
@@ -198,18 +199,19 @@ def load_rendered(folder: Path, bits: int, with_depth: bool = True) -> FocalStac
 
 
 def write_stacks(output: Path, scenes: dict[str, Key], args: argparse.Namespace, load: Callable[[Key], FocalStack],
-                 expected: Expected) -> None:
+                 files: Callable[[Key], Sequence[Path]], expected: Expected) -> None:
     """Write the scenes that --every and --max_scenes leave and that are not there yet, then print the counts.
 
+    files: key -> the files that `load` reads; where they are others than when a scene was written, it is written anew.
     Prints a notice if they are not as expected. Raises UserError if a scene's all-in-focus picture or depth does not
     fit its frames.
     """
     scenes = dict(sample(list(scenes.items()), args))
     numbers = sorted({len(sample(range(number), args)) for number in expected.scenes})
-    made = 0
+    made_from, made = MadeFrom(output), 0
     for scene, key in tqdm(scenes.items(), desc=output.name, unit="stack"):
         folder = output / "dof_stack" / scene
-        if folder.is_dir():  # written last and whole
+        if folder.is_dir() and made_from.holds(scene, files(key)):  # written last and whole
             continue
         stack = load(key)
         with written_whole(folder) as part:
@@ -217,7 +219,9 @@ def write_stacks(output: Path, scenes: dict[str, Key], args: argparse.Namespace,
                 if k == 1:
                     _write_truth(output, scene, stack, frame)
                 write_image(part / f"{k}.png", frame)
+        made_from.note(scene, files(key))
         made += 1
+    made_from.tell_others(scenes)
     counts = [len(list_images(output / "dof_stack" / scene)[0]) for scene in scenes]
     low, high = min(counts), max(counts)
     print(f"{output}: {len(scenes)} scenes ({made} new), {sum(counts)} frames, {low} to {high} per scene")
@@ -244,8 +248,11 @@ def _write_truth(output: Path, scene: str, stack: FocalStack, frame: np.ndarray)
 
 def copy_rendered(args: argparse.Namespace, program: str, source: Source, expected: Expected) -> None:
     """Prepare a source of ready-made stacks: frames and all-in-focus pictures are copied."""
-    scenes = scene_names(dict.fromkeys(name.parent for name in source.names))
+    files: dict[Name, list[Name]] = {}
+    for name in source.names:
+        files.setdefault(name.parent, []).append(name)
+    scenes = scene_names(files)
     output = open_prepared(args, program)
     with source.root(output) as root:
         write_stacks(output, scenes, args, lambda name: load_rendered(root / name, args.depth_bits, not args.no_depth),
-                     expected)
+                     lambda name: [root / file for file in files[name]], expected)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from outputs import MANIFEST, read_record
+from outputs import read_record
+from records import MANIFEST, RECORDS
 from utils import UserError, natural_key
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -39,8 +40,8 @@ class Page(NamedTuple):
 def list_images(directory: str | Path) -> tuple[list[Path], list[Path]]:
     """Return the directory's pictures in natural order and, apart, the files that are none.
 
-    Camera RAW beside other pictures (RAW + JPEG) is none, hidden files are neither. Raises UserError if the directory
-    is missing or holds no picture, or if a picture is a broken link.
+    Camera RAW beside other pictures (RAW + JPEG) is none; hidden files and our records are neither. Raises UserError
+    if the directory is missing or holds no picture, or if a picture is a broken link.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -61,7 +62,7 @@ def _sort_files(directory: Path) -> tuple[list[Path], list[Path]]:
     pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if any(path.suffix.lower() not in RAW_SUFFIXES for path in pictures):
         pictures = [path for path in pictures if path.suffix.lower() not in RAW_SUFFIXES]
-    return pictures, [path for path in files if path not in pictures]
+    return pictures, [path for path in files if path not in pictures and path.name not in RECORDS]
 
 
 def list_pages(path: str | Path) -> list[Path | Page]:

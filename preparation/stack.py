@@ -20,7 +20,7 @@ from preparation.exposure import match_exposure
 from preparation.frames import read_frames, warp
 from preparation.order import find_order
 from preparation.pair import ECC_MOTIONS, METHODS
-from preparation.transforms import load_transforms, save_transforms
+from preparation.transforms import check_transforms_place, load_transforms, save_transforms
 from utils import UserError
 
 
@@ -44,7 +44,8 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep_borders", action="store_true",
                        help="leave black borders of another program's alignment; else they are cut where all frames "
                             "show that they are borders")
-    group.add_argument("--save_transforms", metavar="FILE.json", help="keep the transforms that --register found")
+    group.add_argument("--save_transforms", metavar="FILE.json",
+                       help="keep the transforms that --register found, in a new file or in place of other transforms")
     group.add_argument("--load_transforms", metavar="FILE.json",
                        help="use transforms that were kept, of a stack taken from the same place")
     group.add_argument("--order", choices=("name", "auto", "reverse"), default="name",
@@ -100,10 +101,13 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
 
 
 def check_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that exclude each other, and for a place where transforms must not be written."""
     if args.load_transforms and args.register != "none":
         raise UserError("--load_transforms takes the place of --register: give one of the two")
     if args.save_transforms and args.register == "none":
         raise UserError("--save_transforms: there is nothing to keep without --register")
+    if args.save_transforms:
+        check_transforms_place(args.save_transforms)
 
 
 def write_aligned(frames: Sequence, transforms: np.ndarray, gains: np.ndarray, crop: Sequence[int], folder: Path,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from outputs import write_text
+from outputs import check_output, write_text
 from pictures.reading import read_image
 from preparation.frames import name_of_frame
 from utils import UserError, check_file
@@ -28,6 +29,23 @@ def save_transforms(path: str | Path, frames: Sequence, order: Sequence[int], tr
                    for frame, matrix in zip(frames, by_name, strict=True)],
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def check_transforms_place(path: str | Path) -> None:
+    """Raise UserError unless transforms can be written there, to a new file or in place of such a file."""
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        raise UserError(f"{path}: --save_transforms writes JSON; give a name that ends in .json")
+    check_output(path.parent)
+    if not os.path.lexists(path) and not (path := path.resolve()).exists():  # behind a folder yet to make, and ".."
+        return
+    try:
+        ours = path.is_file() and json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: is there and holds no transforms; --save_transforms does not replace it, "
+                        "give another name")
 
 
 def load_transforms(path: str | Path,

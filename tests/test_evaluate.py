@@ -447,13 +447,13 @@ def test_older_results_do_not_stay(tree, run):
     assert code == 0 and errors == []
     out = tree / "out"
     first = {path.name for path in out.iterdir()}
-    assert first == {*RESULTS, "focus_maps", "made_with.json"}  # all that is ever written
+    assert first == {*RESULTS, "focus_maps", "made_with.json", "made_files.txt"}  # all that is ever written
     (out / "notes.txt").write_text("mine")
     shutil.rmtree(tree / "c" / "A" / "depth")
     shutil.rmtree(tree / "c" / "B" / "depth")
     assert run(main, *arguments(tree, results[2]))[0] == 0
     kept = {"scores.csv", *(f"table{k}.{suffix}" for k in (1, 4) for suffix in ("md", "csv", "tex"))}
-    assert {path.name for path in out.iterdir()} == {*kept, "made_with.json", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == {*kept, "made_with.json", "made_files.txt", "notes.txt"}
     assert {row["method"] for row in read_csv(out / "scores.csv")} == {"c"}
 
 
@@ -609,7 +609,7 @@ def test_all_stacks_without_truth(tree, run):
     code, out, _ = run(main, *arguments(tree, method))
     assert code == 0 and "Without reference" in out and "PSNR" not in out
     names = {path.name for path in (tree / "out").iterdir()}
-    assert names == {"made_with.json", "no_reference.csv", "no_reference.md"}
+    assert names == {"made_files.txt", "made_with.json", "no_reference.csv", "no_reference.md"}
 
 
 def test_frames_of_another_size_are_refused(tree, run):

@@ -2,37 +2,23 @@
 
 import ast
 import importlib
+import re
 import sys
 from collections import defaultdict
 
 import pytest
 from conftest import ROOT
 
-ALLOWED = {  # what a room may import of ours, besides itself
-    "interrupts": set(),  # of programs: the first import of each
-    "utils": set(),
-    "model": set(),
-    "loss": set(),
-    "temporary": {"utils"},
-    "outputs": {"temporary", "utils"},
-    "pictures": {"outputs", "utils"},
-    "streaming": {"model", "pictures", "temporary", "utils"},
-    "fusion": {"model", "pictures", "streaming", "utils"},
-    "preparation": {"outputs", "pictures", "utils"},
-    "make_datasets": {"outputs", "pictures", "utils"},
-    "dataset": {"make_datasets", "pictures", "utils"},
-    "training": {"dataset", "model", "outputs", "pictures", "utils"},
-    "train": {"dataset", "loss", "model", "pictures", "training", "utils"},
-    "stackmff_v1": {"dataset", "loss", "model", "pictures", "streaming", "training", "utils"},
-    "evaluation": {"dataset", "loss", "outputs", "pictures", "utils"},
-    "evaluate": {"evaluation", "outputs", "utils"},
-    "prediction": {"dataset", "evaluation", "fusion", "loss", "model", "outputs", "pictures", "preparation",
-                   "streaming", "temporary", "utils"},
-    "register_stack": {"outputs", "pictures", "preparation", "temporary", "utils"},
-    "predict_one_stack": {"fusion", "model", "outputs", "pictures", "prediction", "streaming", "utils"},
-    "predict_datasets": {"evaluation", "prediction", "utils"},
-    "predict_pair_datasets": {"evaluation", "model", "pictures", "predict_datasets", "prediction", "utils"},
-}
+
+def read_rooms():
+    """Return what a room may import of ours, besides itself, as docs/design.md states it: {room: names}."""
+    page = (ROOT / "docs" / "design.md").read_text()
+    table = page.split("| room | may import |")[1].split("\n\n")[0]
+    rows = [[re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    return {room: set(names) for (room,), names in rows}
+
+
+ALLOWED = read_rooms()
 # every script has the first two, every network the others
 EVERYWHERE = ("main", "parse_args", "from_checkpoint", "find_focus", "plan_stack", "check_settings")
 FOLDERS = [path for path in sorted(ROOT.iterdir()) if path.is_dir() and path.name != "tests" and any(path.glob("*.py"))]

@@ -360,7 +360,7 @@ def test_other_settings_are_refused_unless_overwrite_is_given(photos, run):
     assert contents(photos / "out") == before
     assert run(make_dataset.main, *arguments(photos, "--num_frames", 4, "--overwrite"))[0] == 0
     assert len(list((photos / "out" / "image_stacks" / "a").iterdir())) == 4
-    assert json.loads((photos / "out" / "made_with.json").read_text())["num_frames"] == [4]
+    assert json.loads((photos / "out" / "made_with.json").read_text())["settings"]["num_frames"] == [4]
 
 
 def test_overwrite_never_removes_the_sources(photos, run):

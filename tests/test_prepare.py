@@ -109,7 +109,7 @@ def test_write_scenes_loads_nothing_twice(tmp_path, capsys):
         return np.zeros((4, 4), np.uint8) if key == 1 else noise(key), None
 
     for _ in range(2):
-        sources.write_scenes(tmp_path, {"a": 0, "b": 1, "c": 2}, load, max_uniform=0.2)
+        sources.write_scenes(tmp_path, {"a": 0, "b": 1, "c": 2}, load, lambda key: [], max_uniform=0.2)
     assert loaded == [0, 1, 2] and stems(tmp_path / "AiF") == ["a", "c"]
     assert "2 pictures (2 new), 1 left out" in capsys.readouterr().out
 
@@ -181,7 +181,7 @@ def test_duts_filters_uniform_pictures_from_20_percent_on(duts_tree, tmp_path, c
     assert "other settings" in line and "--overwrite" in line and stems(out / "AiF") == ["below"]
     assert run(duts.main, "--input", duts_tree, "--output", out, "--max_uniform", "0.5", "--overwrite") == 0
     assert stems(out / "AiF") == ["below", "border"]
-    assert json.loads((out / "made_with.json").read_text())["max_uniform"] == 0.5
+    assert json.loads((out / "made_with.json").read_text())["settings"]["max_uniform"] == 0.5
     with pytest.raises(SystemExit):
         run(duts.main, "--input", duts_tree, "--output", out, "--max_uniform", "20")
 
@@ -216,7 +216,8 @@ def test_archives_equal_folders(duts_tree, tmp_path, capsys, kind):
     shutil.make_archive(path.with_name("DUTS-TR"), {"tar.gz": "gztar"}.get(kind, kind), tmp_path, "DUTS-TR")
     assert run(duts.main, "--input", path, "--output", tmp_path / "out") == 0
     assert run(duts.main, "--input", duts_tree, "--output", tmp_path / "plain") == 0
-    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["AiF", "filtered.txt", "made_with.json"]
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == [
+        "AiF", "filtered.txt", "made_files.txt", "made_from.jsonl", "made_with.json"]
     assert stems(tmp_path / "out/AiF") == ["below"]  # and not its hidden twin
     for file in (tmp_path / "plain/AiF").iterdir():
         assert file.read_bytes() == (tmp_path / "out/AiF" / file.name).read_bytes()

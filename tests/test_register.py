@@ -306,7 +306,7 @@ def test_the_command_writes_frames_and_transforms(moved_stack, run, tmp_path):
                            "--register", "ecc")
     assert code == 0 and not lines
     assert {f.name for f in output.iterdir()} == {*(f"{k}.png" for k in range(1, 8)), "transforms.json",
-                                                 "made_with.json"}
+                                                 "made_with.json", "made_files.txt"}
     table = out.splitlines()
     assert table[0].split()[:3] == ["name", "method", "step"] and len(table) == 10 and table[-2].startswith("crop: ")
 

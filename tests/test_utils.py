@@ -10,7 +10,7 @@ from conftest import save_png16, save_tiff16
 from PIL import Image
 
 import utils
-from outputs import CsvLog, open_output, written_whole
+from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import colorize, luma, pick_pixels, to_uint8, white_level
@@ -227,6 +227,7 @@ def test_folders_too_are_written_whole_or_not_at_all(tmp_path):
         assert not (tmp_path / "scene").exists()
         raise RuntimeError
     assert not any(tmp_path.iterdir())
+    open_output(tmp_path, "p.py", {}, [])
     for names in (("1.png", "2.png"), ("1.png",)):  # the second replaces the first
         with written_whole(tmp_path / "scene") as part:
             for name in names:
@@ -243,14 +244,14 @@ def test_a_half_written_picture_is_never_seen_as_one(tmp_path):
 
 def test_an_output_directory_is_reopened_with_the_same_settings_only(tmp_path):
     output = tmp_path / "out"
-    open_output(output, {"seed": 1, "sizes": (1, 2)})
-    (output / "result").touch()
-    assert open_output(output, {"seed": 1, "sizes": (1, 2)}) == output
+    open_output(output, "p.py", {"seed": 1, "sizes": (1, 2)}, [])
+    write_text(output / "result", "1")
+    assert open_output(output, "p.py", {"seed": 1, "sizes": (1, 2)}, []) == output
     assert (output / "result").is_file()
-    with pytest.raises(UserError, match="out: made with other settings.*--overwrite"):
-        open_output(output, {"seed": 2, "sizes": (1, 2)})
+    with pytest.raises(UserError, match="out: made with other settings.*seed.*--overwrite"):
+        open_output(output, "p.py", {"seed": 2, "sizes": (1, 2)}, [])
     assert (output / "result").is_file()
-    open_output(output, {"seed": 2}, overwrite=True)
+    open_output(output, "p.py", {"seed": 2}, [], overwrite=True)
     assert not (output / "result").exists()
 
 
@@ -258,20 +259,20 @@ def test_a_directory_that_holds_something_else_is_never_touched(tmp_path):
     (tmp_path / "holiday.jpg").write_text("dear")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not empty and not made by this program"):
-            open_output(tmp_path, {}, overwrite)
+            open_output(tmp_path, "p.py", {}, [], overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_an_output_directory_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="out: is a file"):
-        open_output(tmp_path / "out", {})
+        open_output(tmp_path / "out", "p.py", {}, [])
 
 
 def test_a_damaged_manifest_is_a_user_error(tmp_path):
     (tmp_path / "made_with.json").write_text("{")
     with pytest.raises(UserError, match="made_with.json"):
-        open_output(tmp_path, {})
+        open_output(tmp_path, "p.py", {}, [])
 
 
 def test_a_log_grows_row_by_row_and_can_go_on(tmp_path):

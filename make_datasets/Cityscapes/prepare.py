@@ -92,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             depth = read_disparity(depth_root / pairs[name], args.depth_bits, args.min_valid) if pairs else None
             return read_image(root / name), depth
 
-        write_scenes(output, scenes, load)
+        def files(name: Name) -> list[Path]:
+            return [root / name, *([depth_root / pairs[name]] if pairs else [])]
+
+        write_scenes(output, scenes, load, files)
 
 
 if __name__ == "__main__":

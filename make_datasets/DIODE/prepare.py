@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     scenes = scene_names(name for name in source.names if name.suffix == ".png")
     output = open_prepared(args, "make_datasets/DIODE/prepare.py")
     with source.root(output) as root:
-        write_scenes(output, scenes, lambda name: load(root / name, args))
+        write_scenes(output, scenes, lambda name: load(root / name, args),
+                     lambda name: [root / name, *beside(root / name)])
 
 
 if __name__ == "__main__":

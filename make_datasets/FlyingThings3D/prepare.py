@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             image, path = read_image(root / pair[0]), below / pair[1]
             return render(image, disparity_picture(path, read_disparity_map(path), args.depth_bits), args.num_frames)
 
-        write_stacks(output, pairs, args, load, Expected(SCENES[args.split], (args.num_frames,) * 2))
+        write_stacks(output, pairs, args, load, lambda pair: [root / pair[0], below / pair[1]],
+                     Expected(SCENES[args.split], (args.num_frames,) * 2))
 
 
 if __name__ == "__main__":

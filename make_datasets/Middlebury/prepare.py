@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with source.root(output) as root:
         write_stacks(output, scenes, args,
                      lambda folder: load_stereo(root / pictures[folder], root / disparities[folder], args),
+                     lambda folder: [root / pictures[folder], root / disparities[folder]],
                      Expected(SCENES, (args.num_frames,) * 2))
     alone = [str(folder) for folder in pictures if folder not in disparities]
     if alone:

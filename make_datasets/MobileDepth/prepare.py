@@ -98,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with source.root(output) as root, given.root(output) if given else contextlib.nullcontext(root) as below:
         signs = directions(list(scenes), below, calibrations((given or source).names))
 
-        def load(folder: Name) -> FocalStack:
+        def files(folder: Name) -> list[Path]:
             order = -1 if signs[names[folder]] < 0 else 1
-            return FocalStack(read_alike([root / name for name in stacks[folder]][::order]))
+            return [root / name for name in stacks[folder]][::order]
 
         names = {folder: scene for scene, folder in scenes.items()}
-        write_stacks(output, scenes, args, load, EXPECTED)
+        write_stacks(output, scenes, args, lambda folder: FocalStack(read_alike(files(folder))), files, EXPECTED)
     unknown = [scene for scene, sign in signs.items() if not sign]
     if unknown:
         print(f"notice: nothing says whether these begin near or far, they are in the order of their names: "

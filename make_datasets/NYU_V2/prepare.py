@@ -32,6 +32,7 @@ CROP = (460, 620)  # height, width without the border
 TOTAL, VAL = 1449, 100
 
 Load = Callable[[str], tuple[np.ndarray, np.ndarray, np.ndarray]]  # scene -> picture, distance, valid
+Files = Callable[[str], list[Path]]  # scene -> the files that it comes from
 LoadCropped = Callable[[str], tuple[np.ndarray, np.ndarray]]  # scene -> picture, depth picture
 
 
@@ -50,8 +51,8 @@ def split_names(names: Sequence[str], val_count: int, seed: int) -> tuple[list[s
 
 
 @contextlib.contextmanager
-def opened_mat(path: Path) -> Iterator[tuple[list[str], Load]]:
-    """Yield the scene names 0001, 0002, ... and the function that reads one. Raises UserError."""
+def opened_mat(path: Path) -> Iterator[tuple[list[str], Load, Files]]:
+    """Yield the scene names 0001, 0002, ..., the function that reads one and that of its files. Raises UserError."""
     try:
         import h5py
     except ImportError:
@@ -74,12 +75,12 @@ def opened_mat(path: Path) -> Iterator[tuple[list[str], Load]]:
             except OSError as error:
                 raise UserError(f"{path}: picture {scene} cannot be read ({error}); download it again") from None
 
-        yield [f"{i + 1:04d}" for i in range(len(images))], load
+        yield [f"{i + 1:04d}" for i in range(len(images))], load, lambda scene: [path]
 
 
 @contextlib.contextmanager
-def opened_folders(pictures: Path, depths: Path) -> Iterator[tuple[list[str], Load]]:
-    """Yield the scene names and the function that reads one, of two folders with the same names. Raises UserError."""
+def opened_folders(pictures: Path, depths: Path) -> Iterator[tuple[list[str], Load, Files]]:
+    """Yield the same for two folders of pictures with the same names. Raises UserError."""
     images, maps = index_by_stem(pictures), index_by_stem(depths)
     for scene in images.keys() ^ maps.keys():
         lacks, has = (depths, pictures) if scene in images else (pictures, depths)
@@ -89,7 +90,7 @@ def opened_folders(pictures: Path, depths: Path) -> Iterator[tuple[list[str], Lo
         far = read_depth(maps[scene])
         return read_image(images[scene]), far, np.ones(far.shape, bool)
 
-    yield list(images), load
+    yield list(images), load, lambda scene: [images[scene], maps[scene]]
 
 
 def add_input_flags(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +131,12 @@ def held_out(total: int, val_count: int | None) -> int:
 
 
 @contextlib.contextmanager
-def opened_parts(args: argparse.Namespace) -> Iterator[tuple[tuple[list[str], list[str]], LoadCropped]]:
-    """Yield (train, val) scene names and the function that reads one: picture, depth picture. Raises UserError."""
-    with opened_mat(args.mat) if args.mat else opened_folders(args.images, args.depths) as (names, load):
+def opened_parts(args: argparse.Namespace) -> Iterator[tuple[tuple[list[str], list[str]], LoadCropped, Files]]:
+    """Yield (train, val) scene names, the function that reads one, picture and depth picture, and that of its files.
+
+    Raises UserError.
+    """
+    with opened_mat(args.mat) if args.mat else opened_folders(args.images, args.depths) as (names, load, files):
 
         def cropped(scene: str) -> tuple[np.ndarray, np.ndarray]:
             try:
@@ -141,16 +145,16 @@ def opened_parts(args: argparse.Namespace) -> Iterator[tuple[tuple[list[str], li
             except ValueError as error:
                 raise UserError(f"{args.mat or args.images}: picture {scene}: {error}; replace it") from None
 
-        yield split_names(names, held_out(len(names), args.val_count), args.seed), cropped
+        yield split_names(names, held_out(len(names), args.val_count), args.seed), cropped, files
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with opened_parts(args) as (parts, load):
+    with opened_parts(args) as (parts, load, files):
         output = open_prepared(args, "make_datasets/NYU_V2/prepare.py")
         for folder, scenes in zip(("train", "val"), parts, strict=True):
-            write_scenes(output / folder, {scene: scene for scene in scenes}, load)
+            write_scenes(output / folder, {scene: scene for scene in scenes}, load, files)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with opened_parts(args) as ((_, scenes), load):
+    with opened_parts(args) as ((_, scenes), load, files):
         if not scenes:
             raise UserError("--val_count 0: no picture is held out to test on; give at least 1")
         output = open_prepared(args, "make_datasets/NYU_V2/prepare_test.py")
         write_stacks(output, {scene: scene for scene in scenes}, args,
-                     lambda scene: render(*load(scene), args.num_frames),
+                     lambda scene: render(*load(scene), args.num_frames), files,
                      Expected((args.val_count or VAL,), (args.num_frames,) * 2))
 
 

@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with source.root(output) as root:
         write_stacks(output, {scene: scene for scene in scenes}, args,
                      lambda scene: load_road({kind: root / name for kind, name in scenes[scene].items()},
-                                             depths.get(scene), args.num_frames), Expected(SCENES, (frames, frames)))
+                                             depths.get(scene), args.num_frames),
+                     lambda scene: [*(root / name for name in scenes[scene].values()),
+                                    *([depths[scene]] if depths else [])], Expected(SCENES, (frames, frames)))
 
 
 if __name__ == "__main__":
