@@ -109,7 +109,7 @@ def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, r
 
 
 def passes_of(model: nn.Module) -> ModuleType:
-    """Return the module that runs this network over a stack. UserError for one that needs more."""
+    """Return the module that runs this network over a stack. UserError if pictures do not suffice."""
     if model.network not in PASSES:
         raise UserError(f"weights of {model.network}: it needs an event stack beside the pictures, which the "
                         "predictors do not take; give weights of StackMFF-V2 or V1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
-from outputs import CsvLog, save_checkpoint, written_whole
+from outputs import CsvLog, save_checkpoint, write_text, written_whole
 from pictures.writing import write_image
 from utils import (
     SEED,
@@ -259,7 +260,8 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     if run.step > len(sampler):
         raise UserError(f"{last}: cannot be resumed (it is at step {run.step} of an epoch that has {len(sampler)}: "
                         "other stacks or another --batch_size); give another --save_name to train anew")
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_main():
+        open_run_folder(folder, last)
     model = DistributedDataParallel(run.model) if world > 1 else run.model
     if is_main():
         cut_log(folder / "log.csv", run.epoch)
@@ -319,6 +321,16 @@ def check_same_start(run: Run, last: Path) -> None:
         dist.all_gather_object(starts, (run.epoch, run.step))
     if len(set(starts)) > 1:
         raise UserError(f"{last}: not the same on all machines; give a --save_dir that they share")
+
+
+def open_run_folder(folder: Path, last: Path) -> None:
+    """Make the folder of a run, or reopen it. Raises UserError if it holds files that no run wrote."""
+    mark = folder / "made_with.json"
+    if folder.is_dir() and any(folder.iterdir()) and not mark.is_file() and not last.is_file():
+        raise UserError(f"{folder}: not empty and not of a training; give another --save_name")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not mark.is_file():
+        write_text(mark, json.dumps({"program": "training"}) + "\n")
 
 
 def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: EqualFramesSampler,

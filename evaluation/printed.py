@@ -23,6 +23,8 @@ def read_printed(path: str) -> list[dict[str, Any]]:
     try:
         with check_file(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
+    except UserError as error:
+        raise UserError(f"{error}; --paper takes {must}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); --paper takes {must}") from None
     except UserError as error:  # not there, or no file

@@ -18,16 +18,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from make_datasets.event_camera import EventFrames, code_events  # noqa: E402
-from make_datasets.make_events import add_coding_flags, write_event_frames  # noqa: E402
-from outputs import check_apart, open_output  # noqa: E402
-from pictures.listing import list_images  # noqa: E402
-from pictures.reading import read_image  # noqa: E402
-from utils import Parser, UserError, command, number  # noqa: E402
+from make_datasets.event_camera import EventFrames, code_events
+from make_datasets.make_events import add_coding_flags, write_event_frames
+from outputs import open_output
+from pictures.listing import list_images
+from pictures.reading import read_image
+from utils import Parser, UserError, command, number
 
+PROGRAM = "make_datasets/event_recordings.py"
 FAERY_SUFFIXES = (".raw", ".dat", ".aedat4", ".es")
 NAMES = {  # of the four columns, as recordings call them
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
@@ -239,11 +243,9 @@ def main(argv=None) -> int:
     pictures = list_images(args.image_dir)[0] if args.image_dir else []
     size = frame_size(recording, pictures, args)
     limits = frame_windows(recording, len(pictures), args)
-    for source in (args.recording, args.image_dir):
-        if source:
-            check_apart(source, args.output_dir)
+    inputs = {name: Path(path) for name in ("recording", "image_dir", "times") if (path := getattr(args, name))}
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
-    output = open_output(args.output_dir, settings, args.overwrite)
+    output = open_output(args.output_dir, PROGRAM, settings | inputs, inputs.values(), args.overwrite)
     frames, outside = bin_events(recording, limits, size)
     names = [path.stem for path in pictures] or [str(k) for k in range(1, len(limits))]
     write_event_frames(output / "events", code_events(frames, args.coding), names, args)

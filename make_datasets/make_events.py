@@ -16,11 +16,14 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":
+    import interrupts  # noqa: F401
+
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from make_datasets.event_camera import (  # noqa: E402
+from make_datasets.event_camera import (
     CODINGS,
     EventCamera,
     code_events,
@@ -28,7 +31,7 @@ from make_datasets.event_camera import (  # noqa: E402
     synthesize_events,
     watch_sweep,
 )
-from make_datasets.make_dataset import (  # noqa: E402
+from make_datasets.make_dataset import (
     add_recipe_flags,
     check_frame_counts,
     match_scenes,
@@ -37,14 +40,16 @@ from make_datasets.make_dataset import (  # noqa: E402
     write_frames,
     write_truth,
 )
-from outputs import check_apart, open_output, written_whole  # noqa: E402
-from pictures.events import POSITIVE, events_to_colours  # noqa: E402
-from pictures.listing import list_images  # noqa: E402
-from pictures.reading import read_alike, read_image  # noqa: E402
-from pictures.values import luma, white_level  # noqa: E402
-from pictures.writing import write_image  # noqa: E402
-from utils import FRAMES, SEED, Parser, UserError, command, list_folders, number, random_generator  # noqa: E402
+from outputs import open_output, written_whole
+from pictures.events import POSITIVE, events_to_colours
+from pictures.listing import list_images
+from pictures.reading import read_alike, read_image
+from pictures.values import luma, white_level
+from pictures.writing import write_image
+from records import MadeFrom
+from utils import FRAMES, SEED, Parser, UserError, command, list_folders, number, number_of, random_generator
 
+PROGRAM = "make_datasets/make_events.py"
 HELPS = {  # of the numbers of an EventCamera, and their range
     "threshold": ("change of log brightness that is one event", 0.01, 5),
     "ratio": ("of the darker events' threshold to that of the brighter ones", 0.1, 10),
@@ -104,23 +109,24 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     camera = None if args.random_camera else EventCamera(**{f.name: getattr(args, f.name) for f in fields(EventCamera)})
-    sources = [path for path in (args.aif_dir, args.depth_dir, args.sweep_dir) if path]
+    inputs = {name: Path(path) for name in ("aif_dir", "depth_dir", "sweep_dir") if (path := getattr(args, name))}
     scenes = match_scenes(args.aif_dir, args.depth_dir) if args.aif_dir else find_sweeps(args.sweep_dir, args.steps)
-    for source in sources:
-        check_apart(source, args.output_dir)
-    names = ("aif_dir", "depth_dir", "sweep_dir", "num_frames", "steps", "seed", "coding", "event_format",
-             "event_positive")
-    settings = {name: getattr(args, name) for name in names} | asdict(recipe_from(args))
-    output = open_output(args.output_dir, settings | {"camera": asdict(camera) if camera else "random"}, args.overwrite)
-    made = 0
-    for count, (scene, paths) in enumerate(tqdm(scenes.items(), unit="stack")):
-        if (output / "image_stacks" / scene).is_dir():  # written last and whole
+    names = ("num_frames", "steps", "seed", "coding", "event_format", "event_positive")
+    settings = inputs | {name: getattr(args, name) for name in names} | asdict(recipe_from(args))
+    settings["camera"] = asdict(camera) if camera else "random"
+    output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
+    made_from, made = MadeFrom(output), 0
+    make = make_scene if args.aif_dir else cut_sweep
+    for scene, paths in tqdm(scenes.items(), unit="stack"):
+        if (output / "image_stacks" / scene).is_dir() and made_from.holds(scene, paths):  # written last and whole
             continue
-        chosen = camera or random_camera(random_generator(args.seed, count, 1))
-        make = make_scene if args.aif_dir else cut_sweep
-        make(output, scene, paths, args, chosen, random_generator(args.seed, count))
+        key = number_of(scene)  # another scene more or less changes no other one
+        chosen = camera or random_camera(random_generator(args.seed, key, 1))
+        make(output, scene, paths, args, chosen, random_generator(args.seed, key))
+        made_from.note(scene, paths)
         made += 1
     print(f"{made} pairs of stacks made, {len(scenes) - made} already there: {output}")
+    made_from.tell_others(scenes)
     return 0
 
 

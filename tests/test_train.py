@@ -313,3 +313,12 @@ def test_one_batch_can_be_learnt():
         loss.backward()
         optimizer.step()
     assert (model(stack).index.round() == target).float().mean() > 0.9
+
+
+def test_a_folder_of_somebody_else_is_not_trained_into(data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.csv").write_text("mine")
+    assert train.main(two_sets(data, tmp_path, "--num_epochs", "1")) == 1
+    assert "not of a training" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.csv"]
+    assert (tmp_path / "run" / "log.csv").read_text() == "mine"
