@@ -272,8 +272,8 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     keep_freed_memory()
     cv2.setNumThreads(torch.get_num_threads())  # the baselines': OMP_NUM_THREADS holds for all
-    output = open_output(args.output_dir, "benchmarks/efficiency.py", {"rounds": args.rounds}, [args.model_path],
-                         args.overwrite)
+    output = open_output(args.output_dir, "benchmarks/efficiency.py", {"rounds": args.rounds},
+                         [args.model_path, args.v1], args.overwrite)
     log, seconds = CsvLog(output / "table2.csv", append=True), read_seconds(output / "table2.csv")
     entries = list_entries(args)
     able, failures = warm_up(entries)

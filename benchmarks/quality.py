@@ -394,7 +394,7 @@ def main(argv=None) -> int:
     keep_freed_memory()
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     methods = list_methods(args)
-    inputs = [args.photos, args.segments, args.depth, args.model_path, args.published]
+    inputs = [args.photos, args.segments, args.depth, args.model_path, args.published, args.v1]
     output = open_output(args.output, "benchmarks/quality.py", scene_settings(args), inputs, args.overwrite)
     rows, log = open_rows(output / "quality.csv", scenes)
     failures = 0
