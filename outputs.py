@@ -232,6 +232,19 @@ class CsvLog:
             writer.writerow(row)
 
 
+def cut_log(path: Path, epoch: int) -> None:
+    """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
+    if path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and int(row["epoch"]) <= epoch]  # whole rows
+        with written_whole(path) as part:
+            log = CsvLog(part)
+            for row in rows:
+                log.write(row)
+            part.touch()
+
+
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     """Write a checkpoint of tensors and plain values, whole or not at all."""
     import torch

@@ -6,7 +6,6 @@ A network plugs in as a `Task`; `train.py` is the shortest example.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
 from model import count_parameters
-from outputs import CsvLog, save_checkpoint, write_text, written_whole
+from outputs import CsvLog, cut_log, save_checkpoint, write_text
 from pictures.writing import write_image
 from utils import (
     SEED,
@@ -298,19 +297,6 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
             dist.barrier()
     if board:
         board.close()
-
-
-def cut_log(path: Path, epoch: int) -> None:
-    """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
-    if path.is_file():
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if None not in row.values() and int(row["epoch"]) <= epoch]  # whole rows
-        with written_whole(path) as part:
-            log = CsvLog(part)
-            for row in rows:
-                log.write(row)
-            part.touch()
 
 
 def check_same_start(run: Run, last: Path) -> None:

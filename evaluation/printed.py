@@ -27,8 +27,6 @@ def read_printed(path: str) -> list[dict[str, Any]]:
         raise UserError(f"{error}; --paper takes {must}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); --paper takes {must}") from None
-    except UserError as error:  # not there, or no file
-        raise UserError(f"{error}: --paper takes {must}") from None
     seen = set()
     for number, row in enumerate(rows, 2):
         try:

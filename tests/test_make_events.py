@@ -480,7 +480,7 @@ def test_a_recording_becomes_event_frames_of_the_images_names(tmp_path, run, wri
     frames = list_event_frames(tmp_path / "out" / "events")
     assert [f.name for f in frames] == ["1.png", "2.png", "3.png"]
     assert read_events(frames[0])[0].tolist() == [1, 1, 0, 0, 0]
-    assert json.loads((tmp_path / "out" / "made_with.json").read_text())["coding"] == "sign"
+    assert json.loads((tmp_path / "out" / "made_with.json").read_text())["settings"]["coding"] == "sign"
 
     np.save(tmp_path / "ms.npy", np.stack((T / 1000, X, Y, P), axis=1))
     code, out, errors = run(event_recordings.main, "--recording", tmp_path / "ms.npy", "--times",
