@@ -58,6 +58,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("training")
     group.add_argument("--shuffle_share", type=number(float, 0, 1), default=1.0,
                        help="share of the stacks whose frames are put in random order; the paper's is 1")
+    group.add_argument("--freeze_last_norm", action="store_true",
+                       help="leave the statistics of the last batch norm as they are: it has one channel, those of a "
+                            "small batch are its pictures' brightness")
     group.add_argument("--loss_weights", type=number(float, 0, 1e6), nargs=4, default=[0.1, 0.7, 0.1, 0.1],
                        metavar=("L1", "SSIM", "LAP", "SF"), help="weights of the four parts of the loss")
     group.add_argument("--image_size", type=number(int, 16, 1 << 14), nargs=2, metavar=("HEIGHT", "WIDTH"),
@@ -103,6 +106,8 @@ class PaintingTask:
         return share_batch_norms(model) if dist.is_initialized() else model
 
     def forward(self, model: nn.Module, batch: Batch, draw: float) -> Painting:
+        if self.args.freeze_last_norm and torch.is_grad_enabled():
+            getattr(model, "module", model).norm.eval()  # of several processes the network is the module
         return model(batch["stack"])
 
     def loss(self, output: Painting, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
