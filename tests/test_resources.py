@@ -218,7 +218,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path, temporary)
     clean_leftovers.cache_clear()
     with temporary_folder() as mine:
         clean_leftovers.cache_clear()
-        open_output(tmp_path / "other", {})
+        open_output(tmp_path / "other", "test", {}, [])
         write_text(place / "text.txt", "text")
         assert mine.is_dir()
     assert not any(path.exists() for path in left)
@@ -245,7 +245,7 @@ def test_a_run_killed_before_it_kept_its_settings_can_begin_again(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / f".stackmff-{this_system()}-{gone.pid}-0.part.json").write_text("{")
-    assert open_output(tmp_path, {"a": 1}) == tmp_path
+    assert open_output(tmp_path, "test", {"a": 1}, []) == tmp_path
 
 
 def test_names_as_long_as_the_disk_allows_can_be_written(tmp_path):
