@@ -44,9 +44,16 @@ FORK = """
 """
 
 
+def as_in_a_terminal():
+    """Undo what the tests' own parent may have had ignored: a shell's background job has no Ctrl-C."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)
+
+
 def start(body, *arguments, **options):
     return subprocess.Popen([sys.executable, "-c", PROGRAM.format(body=body.strip()), *map(str, arguments)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            **{"preexec_fn": as_in_a_terminal} | options)
 
 
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -193,6 +200,7 @@ def test_json_is_printed_for_a_stopped_program(run, monkeypatch, tmp_path, write
 def test_ctrl_c_while_packages_load_is_one_line(tmp_path, script):
     (tmp_path / "cv2.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               preexec_fn=as_in_a_terminal,
                                stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
