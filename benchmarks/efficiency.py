@@ -15,7 +15,6 @@ import math
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ from pictures.listing import list_images
 from pictures.reading import read_image
 from stackmff_v1.model import StackMFFV1
 from streaming.settings import FusionSettings
+from temporary import temporary_folder
 from utils import COUNT, FRAMES, Parser, UserError, command, keep_freed_memory, number, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,8 +108,8 @@ def processor_name(device: torch.device) -> str:
 def warm_up(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
     """Fuse a tiny stack, which loads all libraries. Returns the entries that can, and why the others cannot."""
     able, failures = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        write_stack(Path(folder), 2, 64, 64)
+    with temporary_folder() as folder:
+        write_stack(folder, 2, 64, 64)
         for entry in entries:
             try:
                 entry.fuse(list_images(folder)[0])
@@ -122,8 +122,8 @@ def warm_up(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
 def take_turns(size: str, entries: Sequence[Entry], rounds: int, limit: float, bar: tqdm) -> list[float]:
     """Return each entry's median seconds for a stack, `NxWIDTHxHEIGHT`; what exceeds the limit runs only once."""
     seconds: list[list[float]] = [[] for _ in entries]
-    with tempfile.TemporaryDirectory() as folder:
-        write_stack(Path(folder), *map(int, size.split("x")))
+    with temporary_folder() as folder:
+        write_stack(folder, *map(int, size.split("x")))
         paths = list_images(folder)[0]
         for turn in range(rounds):
             for entry, times in zip(entries, seconds, strict=True):

@@ -15,7 +15,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from pictures.reading import read_image
 from pictures.values import luma, pick_pixels
 from pictures.writing import write_image
 from streaming.settings import FusionSettings  # noqa: E402
+from temporary import temporary_folder
 from utils import COUNT, MEMORY, Parser, UserError, command, keep_freed_memory, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,11 +169,11 @@ def compare(size: str, methods: list[str], args: argparse.Namespace, log: CsvLog
     """Measure the methods in turns on one stack, `NxWIDTHxHEIGHT`. Returns the medians of those that fit."""
     num_frames, width, height = (int(number) for number in size.split("x"))
     runs: dict[str, list[dict]] = {method: [] for method in methods}
-    with tempfile.TemporaryDirectory() as folder:
-        write_stack(Path(folder), num_frames, width, height)
+    with temporary_folder() as folder:
+        write_stack(folder, num_frames, width, height)
         for _ in range(args.rounds):
             for method in methods:
-                if (result := measure_apart(method, Path(folder), args)) is not None:
+                if (result := measure_apart(method, folder, args)) is not None:
                     runs[method].append(result)
     medians = {}
     for method, results in runs.items():
