@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import load_model
+from model import StackMFFV2, load_model
 from pictures.events import EventStack
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
@@ -151,6 +151,6 @@ def open_model(args: argparse.Namespace) -> nn.Module:
     device = pick_device(args.device)
     try:
         model = load_model(args.model_path, device)
-        return model.to(memory_format=torch.channels_last) if model.network != "stackmff_v1" else model
+        return model.to(memory_format=torch.channels_last) if isinstance(model, StackMFFV2) else model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
