@@ -20,7 +20,7 @@ TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larg
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 42, 88  # numbers per pixel of a frame in the network's first part, as measured
+SCORING, EVENT_SCORING = 42, 74  # numbers per pixel of a frame in the network's first part, as measured
 
 
 class Kept:
