@@ -21,6 +21,7 @@ from streaming.memory import Budget, FocusMaps, Kept, card_memory, halo_of, plan
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles
+from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE = True
@@ -52,8 +53,9 @@ def check_settings(settings: FusionSettings) -> None:
 
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
-    return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return plan_memory(len(source), *source.size, settings, halo_of(model), card_memory(device), threads)
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
@@ -63,14 +65,18 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
+    noise = source.noise if settings.sampling == "blend" else None
+
+    def score(frame: np.ndarray) -> Tensor:
+        grey = luma(frame, source.white)
+        if noise is not None:
+            grey = smooth_noise(grey, noise)
+        grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
+        return model.intra(grey.contiguous(memory_format=torch.channels_last))[0].permute(1, 2, 0)
+
     try:
-        for k, frame in enumerate(source.read_all("scoring")):
-            grey = luma(frame, source.white)
-            if settings.sampling == "blend":
-                grey = smooth_noise(grey, source.noise)
-            grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
-            features = model.intra(grey.contiguous(memory_format=torch.channels_last))
-            kept.tensor[k] = features[0].permute(1, 2, 0)
+        for k, features in enumerate(share_out(score, source.read_all("scoring"), budget.scorers)):
+            kept.tensor[k] = features
             kept.release_pages()
     except BaseException:
         kept.close()
@@ -90,21 +96,26 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
+    def compare(tile: tuple[Part, Part]) -> None:
+        down, across = tile
+        logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
+        for rows, strip in read_strips(logits, down, across, step):
+            focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
+            there = (rows, slice(across.start, across.stop))
+            maps.index[there] = focus.index[0].cpu().numpy()
+            maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.probabilities:
+                p = focus.probabilities[0]
+                p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
+                p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
+                maps.probabilities.release_pages()
+
+    tiles = list(itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width))))
     try:
-        for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
-            for rows, strip in read_strips(logits, down, across, step):
-                focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
-                there = (rows, slice(across.start, across.stop))
-                maps.index[there] = focus.index[0].cpu().numpy()
-                maps.confidence[there] = focus.confidence[0].cpu().numpy()
-                if maps.probabilities:
-                    p = focus.probabilities[0]
-                    p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
-                    p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
-                    maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
-                    maps.probabilities.release_pages()
+        for _ in tqdm(share_out(compare, tiles, budget.comparers), desc="comparing", total=len(tiles), unit="tile",
+                      leave=False, disable=not source.progress):
+            pass
     except BaseException:
         maps.close()
         raise
@@ -156,6 +167,7 @@ class VolumeWindow(Sequence):
         return len(self.features.tensor)
 
     def __getitem__(self, k: int) -> Tensor:
+        stop_if_asked()
         frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
         if self.step == 2:
             frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
