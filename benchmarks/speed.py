@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
@@ -25,12 +26,9 @@ if __name__ == "__main__":
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fusion import fuse_stack, open_model  # noqa: E402
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
 from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
@@ -38,7 +36,14 @@ from pictures.values import luma, pick_pixels
 from pictures.writing import write_image
 from streaming.settings import FusionSettings  # noqa: E402
 from temporary import temporary_folder
-from utils import COUNT, MEMORY, Parser, UserError, command, keep_freed_memory, pick_device
+from utils import COUNT, MEMORY, OnUse, Parser, UserError, command, keep_freed_memory, pick_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    
+    from model import BiConvGRU, StackMFFV2
+
+torch, networks = OnUse("torch"), OnUse("model")
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -64,12 +69,12 @@ def plain_forward(model: StackMFFV2, stack: Tensor) -> Tensor:
     stack (1, N, H, W) -> focus index (1, H, W). The same kernels as the model's, laid out as the paper's equations.
     """
     _, n, h, w = stack.shape
-    frames = pad_to_stride(stack)[0][:, None]
-    volume = torch.sigmoid(upsample(model.intra(frames)))[None]  # (1, N, 8, H, W)
+    frames = networks.pad_to_stride(stack)[0][:, None]
+    volume = torch.sigmoid(networks.upsample(model.intra(frames)))[None]  # (1, N, 8, H, W)
     ahead, back = plain_kernels(model.inter)
     states = plain_sweep(volume, *ahead) + plain_sweep(volume.flip(1), *back).flip(1)
-    logits = unpad(states.amax(2), h, w)
-    return regress_focus(logits, model.temperature, model.config.readout).index
+    logits = networks.unpad(states.amax(2), h, w)
+    return networks.regress_focus(logits, model.temperature, model.config.readout).index
 
 
 def plain_kernels(inter: BiConvGRU) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

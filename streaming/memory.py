@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
-from model import StackMFFV2
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import count_tiles, share_evenly
 from temporary import reserved_file
-from utils import available_memory, local_processes
+from utils import OnUse, available_memory, local_processes
+
+if TYPE_CHECKING:
+    from model import StackMFFV2
+
+torch = OnUse("torch")
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
