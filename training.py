@@ -416,7 +416,7 @@ def evaluate(task: Task, model: nn.Module, loader: DataLoader,
 
 
 def make_loader(data: Dataset, sampler: EqualFramesSampler, workers: int) -> DataLoader:
-    return DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+    return torch.utils.data.DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
                       pin_memory=torch.cuda.is_available(), worker_init_fn=one_thread)
 
 
