@@ -341,7 +341,7 @@ def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: Equ
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         if not run.scaler.is_enabled():  # which skips such steps itself
             check_finite(float(norm), "gradient", run)
         run.scaler.step(run.optimizer)
@@ -416,8 +416,9 @@ def evaluate(task: Task, model: nn.Module, loader: DataLoader,
 
 
 def make_loader(data: Dataset, sampler: EqualFramesSampler, workers: int) -> DataLoader:
-    return torch.utils.data.DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=one_thread)
+    return torch.utils.data.DataLoader(
+        data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=one_thread)
 
 
 def one_thread(_worker: int) -> None:
