@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import cv2
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits, upsample_window
+from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits
 from pictures.values import luma
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
@@ -61,14 +61,9 @@ def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
     device = next(model.parameters()).device
-    return plan_memory(len(source), *source.size, settings, halo_of(model), card_memory(device), channels_of(model),
+    return plan_memory(len(source), *source.size, settings, halo_of(model), card_memory(device), model.kept_channels,
                        EVENT_SCORING if source.events else SCORING,
                        torch.get_num_threads() if device.type == "cpu" else 1)
-
-
-def channels_of(model: StackMFFV2) -> int:
-    """Return the channels of the focus volume: 8, and those that hold events."""
-    return model.inter.ahead.frame[0].in_channels
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
@@ -77,7 +72,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, channels_of(model)), dtype, budget.features_in_file,
+    kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
     noise = source.noise if settings.sampling == "blend" else None
 
@@ -114,7 +109,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
     def compare(tile: tuple[Part, Part]) -> None:
         down, across = tile
-        window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash)
+        window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model)
         logits = inter(window).float()
         for rows, strip in read_strips(logits, down, across, step):
             focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
@@ -177,10 +172,10 @@ class VolumeWindow(Sequence):
     """The focus volume in a window of the recurrent stage: N frames (1, C, h, w), made when they are asked for."""
 
     def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
-                 squash: Callable[[Tensor], Tensor]) -> None:
+                 model: StackMFFV2) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like = like  # its device and type are the volume's
-        self.squash = squash  # the model's
+        self.model = model
 
     def __len__(self) -> int:
         return len(self.features.tensor)
@@ -189,9 +184,10 @@ class VolumeWindow(Sequence):
         stop_if_asked()
         frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 2:
-            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+            frame = self.model.at_half(frame[..., self.rows.start : self.rows.stop,
+                                             self.columns.start : self.columns.stop])
         else:
-            frame = upsample_window(frame, self.rows, self.columns, self.like.device)
-        frame = self.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+            frame = self.model.window_at_full(frame, self.rows, self.columns, self.like.device)
+        frame = self.model.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame
