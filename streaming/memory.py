@@ -17,6 +17,7 @@ from utils import available_memory, local_processes
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
+CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that it hardly ever changes the choice
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
@@ -72,6 +73,7 @@ class Budget(NamedTuple):
     needed: float  # bytes; more than allowed if one frame needs that much
     allowed: float  # bytes
     halo: int  # pixels of the recurrent stage
+    chosen_memory: float  # bytes for a tile whose frames are chosen
 
 
 def halo_of(model: StackMFFV2) -> int:
@@ -110,15 +112,24 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     blend = num_frames * pixels if settings.sampling == "blend" else 0
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
-    # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
-    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number
     step = picture_step(settings)
+    allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
+    allowed = max(allowed, 0.1 * GIB)
+    chosen = allowed if card is not None else max(min(0.75 * room, CHOSEN_MEMORY), 0.1 * GIB)
     tile = settings.tile
     if not tile:
-        allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
         least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
-        tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
+        tile = max(least, math.isqrt(int(allowed / bytes_per_pixel(num_frames, settings))) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
-    needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
+    needed = limit - room + (max(region * bytes_per_pixel(num_frames, settings), scoring) if card is None else 0)
     return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit,
-                  min(halo, 2 * num_frames))
+                  min(halo, 2 * num_frames), chosen)
+
+
+def bytes_per_pixel(num_frames: int, settings: FusionSettings) -> int:
+    """Return what the recurrent stage needs per pixel of a tile in which it compares so many frames.
+
+    Of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space.
+    """
+    number = 2 if settings.precision == "reduced" else 4  # bytes
+    return num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number

@@ -27,3 +27,9 @@ def cut_tiles(side: int, tile: int, step: int, halo: int) -> list[Part]:
     length = min(whole, math.ceil(parts[0][1] / step) + 2 * halo)
     firsts = [min(max(0, start // step - halo), whole - length) for start, _ in parts]
     return [Part(*part, range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
+
+
+def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
+    """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
+    return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
+                                                                     math.ceil(stop / step) + halo)))
