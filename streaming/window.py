@@ -58,7 +58,8 @@ def find_possible(look: Callable[[Part, Part, int], Tensor], num_frames: int, he
     block, step = BLOCK * step, LOOK * step
     gap = -math.log(CHANCE) * temperature
     possible = torch.empty(num_frames, math.ceil(height / block), math.ceil(width / block), dtype=torch.bool)
-    side = max(1, math.isqrt(int(budget.chosen_memory / bytes_per_pixel(num_frames, settings))) - 2 * budget.halo) * step
+    room = math.isqrt(int(budget.chosen_memory / bytes_per_pixel(num_frames, settings)))
+    side = max(1, room - 2 * budget.halo) * step
     for top, bottom in cut_evenly(height, side, block):
         for left, right in cut_evenly(width, side, block):
             down = part_of(top, bottom, height, step, budget.halo)
