@@ -21,6 +21,7 @@ CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
+SCORING, EVENT_SCORING = 42, 54  # numbers per pixel of a frame in the network's first part, as measured
 
 
 class Kept:
@@ -94,17 +95,18 @@ def memory_limit(settings: FusionSettings) -> float:
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
-                card: int | None = None) -> Budget:
+                card: int | None = None, channels: int = 8, scoring: int = SCORING) -> Budget:
     """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
-    The sizes follow from the tensors' shapes.
+    channels: of the features that are kept. scoring: numbers per pixel while a frame is scored. The other sizes follow
+    from the tensors' shapes.
     """
     limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
-    scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
-    features = num_frames * pixels * 2 * number  # 8 channels at half resolution
+    scoring = pixels * 4 * scoring  # the first level of one whole frame
+    features = num_frames * pixels * channels // 4 * number  # at half resolution
     # on the card they need not cross the bus for every tile
     features_on_card = card is not None and features <= card / 4 and features + scoring <= 0.9 * card
     features_in_file = not features_on_card and features + scoring > room
@@ -116,20 +118,20 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
     allowed = max(allowed, 0.1 * GIB)
     chosen = allowed if card is not None else max(min(0.75 * room, CHOSEN_MEMORY), 0.1 * GIB)
-    tile = settings.tile
+    tile, per_pixel = settings.tile, bytes_per_pixel(num_frames, settings, channels)
     if not tile:
         least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
-        tile = max(least, math.isqrt(int(allowed / bytes_per_pixel(num_frames, settings))) - 2 * halo) * step
+        tile = max(least, math.isqrt(int(allowed / per_pixel)) - 2 * halo) * step
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
-    needed = limit - room + (max(region * bytes_per_pixel(num_frames, settings), scoring) if card is None else 0)
+    needed = limit - room + (max(region * per_pixel, scoring) if card is None else 0)
     return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit,
                   min(halo, 2 * num_frames), chosen)
 
 
-def bytes_per_pixel(num_frames: int, settings: FusionSettings) -> int:
+def bytes_per_pixel(num_frames: int, settings: FusionSettings, channels: int = 8) -> int:
     """Return what the recurrent stage needs per pixel of a tile in which it compares so many frames.
 
     Of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space.
     """
     number = 2 if settings.precision == "reduced" else 4  # bytes
-    return num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number
+    return num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number

@@ -1,10 +1,14 @@
-"""StackMFF-V2 over a stack of any size: frames are scored one by one, then compared tile by tile."""
+"""StackMFF-V2 over a stack of any size: frames are scored one by one, then compared tile by tile.
+
+EventStackMFF is run in the same way, with the events beside each frame (event_stackmff/passes.py).
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
 import cv2
@@ -17,24 +21,28 @@ from tqdm import tqdm
 from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits, upsample_window
 from pictures.values import luma
 from streaming.frames import FrameSource
-from streaming.memory import Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
+from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly
 from streaming.window import Gaps, Tile, find_possible, looks_first, tiles_of_all, tiles_of_possible
 from utils import UserError, return_freed_memory
 
-GIVES_CONFIDENCE = True
+GIVES_CONFIDENCE, TAKES_EVENTS = True, False
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
 # of the validation stacks 15 % have the right index, where P promises 53 %
 
 
-def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
-    """Return the focus index of a stack with its confidence, and softened P if the frames are to be mixed."""
-    check_settings(settings)
+def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings,
+               beside: Iterable[Sequence[Tensor]] | None = None) -> FocusMaps:
+    """Return the focus index of a stack with its confidence, and softened P if the frames are to be mixed.
+
+    beside: what the network's first part sees beside each frame; None: nothing.
+    """
+    check_settings(settings, model)
     budget = plan_stack(source, model, settings)
-    with closing(score_frames(source, model, settings, budget)) as features:
+    with closing(score_frames(source, model, settings, budget, beside or itertools.repeat(()))) as features:
         maps = compare_frames(features, source, model, settings, budget)
     if len(source) > 1:
         maps.confidence[surrounded(source.alike)] *= GUESS
@@ -46,7 +54,7 @@ def surrounded(places: np.ndarray) -> np.ndarray:
     return cv2.erode(places.astype(np.uint8), np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
 
 
-def check_settings(settings: FusionSettings) -> None:
+def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
     """Raise UserError for settings that StackMFF-V2 does not have."""
     if settings.sampling == "painted":
         raise UserError("--sampling painted: StackMFF-V2 does not paint; leave it out, or give weights of StackMFF V1")
@@ -54,23 +62,30 @@ def check_settings(settings: FusionSettings) -> None:
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
     return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device))
+                       card_memory(next(model.parameters()).device), channels_of(model),
+                       EVENT_SCORING if source.events else SCORING)
 
 
-def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
-    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, 8), padded size."""
+def channels_of(model: StackMFFV2) -> int:
+    """Return the channels of the focus volume: 8, and those that hold events."""
+    return model.inter.ahead.frame[0].in_channels
+
+
+def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
+                 beside: Iterable[Sequence[Tensor]]) -> Kept:
+    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, C), padded size."""
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file,
+    kept = Kept((len(source), height, width, channels_of(model)), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
     try:
-        for k, frame in enumerate(source.read_all("scoring")):
+        for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
             grey = luma(frame, source.white)
             if settings.sampling == "blend":
                 grey = smooth_noise(grey, source.noise)
             grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
-            features = model.intra(grey.contiguous(memory_format=torch.channels_last))
+            features = model.intra(grey.contiguous(memory_format=torch.channels_last), *more)
             kept.tensor[k] = features[0].permute(1, 2, 0)
             kept.release_pages()
     except BaseException:
@@ -95,7 +110,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
         tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
         for tile in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
             down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
-            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), gaps.frames)
+            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash,
+                                  gaps.frames)
             logits = inter(volume).float()
             for rows, strip in read_strips(logits, down, across, step):
                 focus = regress_focus(gaps.fill(strip), model.temperature, readout, model.config.calibration)
@@ -120,13 +136,17 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
 def choose_tiles(features: Kept, inter: BiConvGRU, model: StackMFFV2, size: tuple[int, int], settings: FusionSettings,
                  budget: Budget) -> list[Tile]:
-    """Return the tiles in which frames are compared, each with its frames. In a long sweep the first look says them."""
+    """Return the tiles in which frames are compared, each with its frames. In a long sweep the first look says them.
+
+    What it loses is measured for StackMFF-V2 only; other networks compare all frames.
+    """
     n = len(features.tensor)
-    if not looks_first(n, model.config.readout, settings):
+    if model.network != "stackmff_v2" or not looks_first(n, model.config.readout, settings):
         return tiles_of_all(n, *size, settings, budget)
 
     def look(down: Part, across: Part, step: int) -> Tensor:
-        return inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), range(n)))[0]
+        return inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash,
+                                  range(n)))[0]
 
     possible = find_possible(look, n, *size, float(model.temperature), settings, budget)
     return tiles_of_possible(possible, *size, settings, budget)
@@ -165,21 +185,22 @@ def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator
 
 
 class VolumeWindow(Sequence):
-    """The focus volume in a window of the recurrent stage: frames (1, 8, h, w), made when they are asked for.
+    """The focus volume in a window of the recurrent stage: frames (1, C, h, w), made when they are asked for.
 
     step: picture pixels per pixel: 1, or 2 (the features' own resolution), or a multiple of 2, of which it is a mean.
     """
 
     def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
-                 frames: Sequence[int]) -> None:
+                 squash: Callable[[Tensor], Tensor], frames: Sequence[int]) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like, self.frames = like, frames  # its device and type are the volume's
+        self.squash = squash  # the model's
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features.tensor[self.frames[k]].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        frame = self.features.tensor[self.frames[k]].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 1:
             frame = upsample_window(frame, self.rows, self.columns, self.like.device)
         else:
@@ -187,6 +208,6 @@ class VolumeWindow(Sequence):
             rows, columns = (slice(pool * part.start, pool * part.stop) for part in (self.rows, self.columns))
             frame = frame[..., rows, columns]
             frame = frame if pool == 1 else F.avg_pool2d(frame.float(), pool)
-        frame = torch.sigmoid(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+        frame = self.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame

@@ -24,6 +24,8 @@ FEW = 16  # stacks of up to so many frames have no others to leave out
 LOOK = 4  # pixels of the recurrent stage per pixel of the first look
 CHANCE = 0.05  # a frame is possible if at a place or beside it its P is at least this share of the highest,
 MARGIN = 4  # or if it is one of so many before or after one that is
+FLAT = 13  # temperatures: a place is unsure if its logits differ by less: no frame stands out
+UNSURE = 0.25  # share of unsure places from which on all frames are possible in a block
 BLOCK = 64  # pixels of the recurrent stage: the side of the smallest tile
 STEP_COST = 1000  # what one step of the recurrent stage costs besides its pixels, in pixels
 WORTH = 0.8  # of the work of all frames: where more is left, all frames are compared
@@ -51,36 +53,39 @@ def find_possible(look: Callable[[Part, Part, int], Tensor], num_frames: int, he
                   temperature: float, settings: FusionSettings, budget: Budget) -> Tensor:
     """Return which frames are possible in each block of the picture, bool (N, rows, columns).
 
-    `look(down, across, step)` gives logits (N, h, w) of a window, `step` picture pixels each. Where nothing is
-    certain, on flat ground, all frames are possible.
+    `look(down, across, step)` gives logits (N, h, w) of a window, `step` picture pixels each. Where no frame stands
+    out, as on flat ground, all are possible.
     """
     step = picture_step(settings)
     block, step = BLOCK * step, LOOK * step
     gap = -math.log(CHANCE) * temperature
     possible = torch.empty(num_frames, math.ceil(height / block), math.ceil(width / block), dtype=torch.bool)
-    room = math.isqrt(int(budget.chosen_memory / bytes_per_pixel(num_frames, settings)))
-    side = max(1, room - 2 * budget.halo) * step
+    side = max(1, largest_side(num_frames, settings, budget)) * step
     for top, bottom in cut_evenly(height, side, block):
         for left, right in cut_evenly(width, side, block):
             down = part_of(top, bottom, height, step, budget.halo)
             across = part_of(left, right, width, step, budget.halo)
             logits = look(down, across, step).float()
             near = (logits >= logits.amax(0) - gap).float()
+            flat = (logits.amax(0) - logits.amin(0) < FLAT * temperature).float()[None]
             rows, columns = (slice(part.start // step - part.window.start, math.ceil(part.stop / step) -
                                    part.window.start) for part in (down, across))
             near = F.max_pool2d(near, 3, 1, 1)[:, rows, columns]
             near = F.max_pool2d(near, block // step, ceil_mode=True)  # (N, blocks)
             near = F.max_pool1d(near.flatten(1).T, 2 * MARGIN + 1, 1, MARGIN).T.unflatten(1, near.shape[1:])
+            flat = F.avg_pool2d(flat[:, rows, columns], block // step, ceil_mode=True, count_include_pad=False)
+            near = near.maximum((flat >= UNSURE).float())
             possible[:, top // block : math.ceil(bottom / block), left // block : math.ceil(right / block)] = near > 0
     return possible
 
 
 def tiles_of_possible(possible: Tensor, height: int, width: int, settings: FusionSettings,
                       budget: Budget) -> list[Tile]:
-    """Cut the picture into tiles with the frames that are possible there; into the usual ones if that saves little."""
-    usual = tiles_of_all(len(possible), height, width, settings, budget)
+    """Cut the picture into tiles with the frames that are possible there; with all frames if that saves little."""
     step = picture_step(settings)
     block = BLOCK * step
+    side = settings.tile or max(4 * budget.halo, largest_side(len(possible), settings, budget)) * step
+    usual = tiles_of_all(len(possible), height, width, settings, budget._replace(tile=side))
     if settings.tile:
         tiles = []
         for tile in usual:
@@ -114,6 +119,11 @@ def tiles_of_possible(possible: Tensor, height: int, width: int, settings: Fusio
                  for tile in cut(range(possible.shape[1]), range(possible.shape[2]))[1]]
     least, most = (sum(work(tile, len(tile.frames)) for tile in kind) for kind in (tiles, usual))
     return tiles if least <= WORTH * most else usual
+
+
+def largest_side(num_frames: int, settings: FusionSettings, budget: Budget) -> int:
+    """Return the side of a square tile of so many frames that fits the memory, in pixels of the recurrent stage."""
+    return math.isqrt(int(budget.chosen_memory / bytes_per_pixel(num_frames, settings))) - 2 * budget.halo
 
 
 def numbers(chosen: Tensor) -> list[int]:

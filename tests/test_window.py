@@ -105,11 +105,16 @@ def test_flat_ground_keeps_all_frames_possible(trained, sweep, seen):
     assert any(len(tile.frames) < N for tile in seen[0])
 
 
-def test_a_stack_that_is_deep_everywhere_is_cut_as_usual():
+def test_a_stack_that_is_deep_everywhere_is_compared_whole():
     settings = FusionSettings()
     budget = plan_memory(40, 500, 700, settings)
     deep = torch.ones(40, math.ceil(500 / window.BLOCK), math.ceil(700 / window.BLOCK), dtype=torch.bool)
-    assert tiles_of_possible(deep, 500, 700, settings, budget) == tiles_of_all(40, 500, 700, settings, budget)
+    shallow = deep.clone()
+    shallow[:, 0, 0] = torch.arange(40) < 9  # one block among many: nothing is saved
+    for possible in (deep, shallow):
+        tiles = tiles_of_possible(possible, 500, 700, settings, budget)
+        assert all(list(tile.frames) == list(range(40)) for tile in tiles)
+        assert len(tiles) <= len(tiles_of_all(40, 500, 700, settings, budget))
 
 
 @pytest.mark.parametrize("speed", ["full", "fast"])
