@@ -48,6 +48,8 @@ METHODS = {
     "reduced": FusionSettings(precision="reduced"),
     "fast": FusionSettings(speed="fast"),
     "fast reduced": FusionSettings(speed="fast", precision="reduced"),
+    "full all": FusionSettings(frames="all"),
+    "fast all": FusionSettings(speed="fast", frames="all"),
 }
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
 SCALES = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 100)],
@@ -148,12 +150,22 @@ def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dic
     return json.loads(done.stdout)
 
 
-def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
-    """Write frames whose sharp region moves from left to right, made from the Motorcycle picture, repeated."""
+def write_stack(folder: Path, num_frames: int, width: int, height: int, kind: str = "stripes") -> None:
+    """Write frames whose sharp region moves from left to right, or through the Motorcycle scene (enlarged) by depth.
+
+    The picture is Motorcycle's, repeated.
+    """
     from make_datasets.make_demo import load_motorcycle  # not in the processes that are measured
-    tile = load_motorcycle()[0]
+    tile, depth = load_motorcycle()
     repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
     sharp = np.tile(tile, repeats)[:height, :width]
+    if kind == "motorcycle":
+        focus = np.rint(cv2.resize(depth, (width, height)) * (num_frames - 1))
+        blurred = [sharp, *(cv2.GaussianBlur(sharp, (0, 0), 0.7 * 2**level) for level in range(6))]
+        for k in range(num_frames):  # a pixel of blur per frame of defocus, to the nearest level
+            level = np.rint(np.log2(np.maximum(np.abs(focus - k) / 0.7, 0.4)) + 1).clip(0, 6).astype(np.uint8)
+            write_image(folder / f"{k + 1}.png", np.choose(level[..., None], blurred))
+        return
     soft = cv2.GaussianBlur(sharp, (0, 0), 3)
     edges = np.linspace(0, width, num_frames + 1).astype(int)
     for k in range(num_frames):
@@ -170,7 +182,7 @@ def compare(size: str, methods: list[str], args: argparse.Namespace, log: CsvLog
     num_frames, width, height = (int(number) for number in size.split("x"))
     runs: dict[str, list[dict]] = {method: [] for method in methods}
     with temporary_folder() as folder:
-        write_stack(folder, num_frames, width, height)
+        write_stack(folder, num_frames, width, height, args.stacks)
         for _ in range(args.rounds):
             for method in methods:
                 if (result := measure_apart(method, folder, args)) is not None:
@@ -256,7 +268,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--sizes", nargs="+", type=stack_size, metavar="NxWxH",
                         help=f"stacks; default: {' '.join(SIZES)}, on CUDA also the paper's {' '.join(PAPER_SIZES)}")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--stacks", choices=("stripes", "motorcycle"), default="stripes",
+                        help="what the frames show: in each a stripe that is sharp, or the depth of Motorcycle")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS),
+                        default=[method for method in METHODS if not method.endswith(" all")],
+                        help="full and fast choose the frames of long sweeps; default: those without 'all'")
     parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels")
     parser.add_argument("--max_memory", type=MEMORY, metavar="GB", help="our budget; default: half of what is free")
