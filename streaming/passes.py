@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import cv2
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits, upsample_window
+from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits
 from pictures.values import luma
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
@@ -62,13 +62,8 @@ def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
     return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device), channels_of(model),
+                       card_memory(next(model.parameters()).device), model.kept_channels,
                        EVENT_SCORING if source.events else SCORING)
-
-
-def channels_of(model: StackMFFV2) -> int:
-    """Return the channels of the focus volume: 8, and those that hold events."""
-    return model.inter.ahead.frame[0].in_channels
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
@@ -77,7 +72,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, channels_of(model)), dtype, budget.features_in_file,
+    kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
     try:
         for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
@@ -110,7 +105,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
         tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
         for tile in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
             down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
-            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash,
+            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
                                   gaps.frames)
             logits = inter(volume).float()
             for rows, strip in read_strips(logits, down, across, step):
@@ -145,7 +140,7 @@ def choose_tiles(features: Kept, inter: BiConvGRU, model: StackMFFV2, size: tupl
         return tiles_of_all(n, *size, settings, budget)
 
     def look(down: Part, across: Part, step: int) -> Tensor:
-        return inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash,
+        return inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
                                   range(n)))[0]
 
     possible = find_possible(look, n, *size, float(model.temperature), settings, budget)
@@ -191,10 +186,10 @@ class VolumeWindow(Sequence):
     """
 
     def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
-                 squash: Callable[[Tensor], Tensor], frames: Sequence[int]) -> None:
+                 model: StackMFFV2, frames: Sequence[int]) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like, self.frames = like, frames  # its device and type are the volume's
-        self.squash = squash  # the model's
+        self.model = model
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -202,12 +197,12 @@ class VolumeWindow(Sequence):
     def __getitem__(self, k: int) -> Tensor:
         frame = self.features.tensor[self.frames[k]].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 1:
-            frame = upsample_window(frame, self.rows, self.columns, self.like.device)
+            frame = self.model.window_at_full(frame, self.rows, self.columns, self.like.device)
         else:
             pool = self.step // 2
             rows, columns = (slice(pool * part.start, pool * part.stop) for part in (self.rows, self.columns))
-            frame = frame[..., rows, columns]
+            frame = self.model.at_half(frame[..., rows, columns])
             frame = frame if pool == 1 else F.avg_pool2d(frame.float(), pool)
-        frame = self.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+        frame = self.model.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame
