@@ -20,7 +20,7 @@ from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles, part_of
 
 # chosen on validation photos and Motorcycle (docs/speed.md):
-FEW = 16  # stacks of up to so many frames have no others to leave out
+FEW = 24  # stacks of up to so many frames have hardly others to leave out
 LOOK = 4  # pixels of the recurrent stage per pixel of the first look
 CHANCE = 0.05  # a frame is possible if at a place or beside it its P is at least this share of the highest,
 MARGIN = 4  # or if it is one of so many before or after one that is
