@@ -26,7 +26,8 @@ CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 42, 74  # numbers per pixel of a frame in the network's first part, as measured
+SCORING, EVENT_SCORING = 42, 91  # numbers per pixel of a frame in the network's first part, with the reading of its
+# events, as measured
 
 
 class Kept:
