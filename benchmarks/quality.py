@@ -19,14 +19,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from baselines import BASELINES
@@ -35,7 +34,6 @@ from loss import image_quality
 from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
-from model import StackMFFV2
 from outputs import CsvLog, open_output, write_text, write_together, written_whole
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
@@ -44,6 +42,11 @@ from records import MadeFrom, digest
 from streaming.settings import FusionSettings
 from temporary import temporary_folder
 from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model import StackMFFV2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -209,7 +212,7 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
 class Painter:
     """StackMFF V1, which gives the painted picture and the frames nearest to it at once. It keeps the last stack's."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model, self.stack, self.fusion = model, None, None
 
     def fuse(self, stack: Stack) -> Fusion:
@@ -218,7 +221,7 @@ class Painter:
         return self.fusion
 
 
-def open_v1(path: str, device: str) -> torch.nn.Module:
+def open_v1(path: str, device: str) -> nn.Module:
     """Load StackMFF V1. Raises UserError for weights of another network."""
     model = open_model(argparse.Namespace(model_path=path, device=device))
     if model.network != "stackmff_v1":

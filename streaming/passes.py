@@ -26,6 +26,7 @@ from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly
 from streaming.window import Gaps, Tile, find_possible, looks_first, tiles_of_all, tiles_of_possible
+from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE, TAKES_EVENTS = True, False
@@ -61,9 +62,10 @@ def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
 
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
-    return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device), model.kept_channels,
-                       EVENT_SCORING if source.events else SCORING)
+    device = next(model.parameters()).device
+    return plan_memory(len(source), *source.size, settings, halo_of(model), card_memory(device), model.kept_channels,
+                       EVENT_SCORING if source.events else SCORING,
+                       torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
@@ -74,14 +76,20 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
+    noise = source.noise if settings.sampling == "blend" else None
+
+    def score(item: tuple[np.ndarray, Sequence[Tensor]]) -> Tensor:
+        frame, more = item
+        grey = luma(frame, source.white)
+        if noise is not None:
+            grey = smooth_noise(grey, noise)
+        grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
+        return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
+
     try:
-        for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
-            grey = luma(frame, source.white)
-            if settings.sampling == "blend":
-                grey = smooth_noise(grey, source.noise)
-            grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
-            features = model.intra(grey.contiguous(memory_format=torch.channels_last), *more)
-            kept.tensor[k] = features[0].permute(1, 2, 0)
+        items = zip(source.read_all("scoring"), beside, strict=False)
+        for k, features in enumerate(share_out(score, items, budget.scorers)):
+            kept.tensor[k] = features
             kept.release_pages()
     except BaseException:
         kept.close()
@@ -101,26 +109,29 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
+    def compare(tile: Tile) -> None:
+        down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
+        volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model, gaps.frames)
+        logits = inter(volume).float()
+        for rows, strip in read_strips(logits, down, across, step):
+            focus = regress_focus(gaps.fill(strip), model.temperature, readout, model.config.calibration)
+            there = (rows, slice(across.start, across.stop))
+            maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
+            maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.probabilities:
+                p = focus.probabilities[0]
+                p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
+                p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                whole = p.new_zeros(n, *p.shape[1:])
+                whole[gaps.frames] = p[gaps.places]
+                maps.probabilities.tensor[(slice(None), *there)] = whole.cpu()
+                maps.probabilities.release_pages()
+
     try:
         tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
-        for tile in tqdm(tiles, desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
-            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
-                                  gaps.frames)
-            logits = inter(volume).float()
-            for rows, strip in read_strips(logits, down, across, step):
-                focus = regress_focus(gaps.fill(strip), model.temperature, readout, model.config.calibration)
-                there = (rows, slice(across.start, across.stop))
-                maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
-                maps.confidence[there] = focus.confidence[0].cpu().numpy()
-                if maps.probabilities:
-                    p = focus.probabilities[0]
-                    p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
-                    p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
-                    whole = p.new_zeros(n, *p.shape[1:])
-                    whole[gaps.frames] = p[gaps.places]
-                    maps.probabilities.tensor[(slice(None), *there)] = whole.cpu()
-                    maps.probabilities.release_pages()
+        for _ in tqdm(share_out(compare, tiles, budget.comparers), desc="comparing", total=len(tiles), unit="tile",
+                      leave=False, disable=not source.progress):
+            pass
     except BaseException:
         maps.close()
         raise
@@ -195,6 +206,7 @@ class VolumeWindow(Sequence):
         return len(self.frames)
 
     def __getitem__(self, k: int) -> Tensor:
+        stop_if_asked()
         frame = self.features.tensor[self.frames[k]].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 1:
             frame = self.model.window_at_full(frame, self.rows, self.columns, self.like.device)
