@@ -18,6 +18,7 @@ from torch import Tensor
 from streaming.memory import Budget, bytes_per_pixel
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles, part_of
+from streaming.workers import share_out
 
 # chosen on validation photos and Motorcycle (docs/speed.md):
 FEW = 24  # stacks of up to so many frames have hardly others to leave out
@@ -61,21 +62,25 @@ def find_possible(look: Callable[[Part, Part, int], Tensor], num_frames: int, he
     gap = -math.log(CHANCE) * temperature
     possible = torch.empty(num_frames, math.ceil(height / block), math.ceil(width / block), dtype=torch.bool)
     side = max(1, largest_side(num_frames, settings, budget)) * step
-    for top, bottom in cut_evenly(height, side, block):
-        for left, right in cut_evenly(width, side, block):
-            down = part_of(top, bottom, height, step, budget.halo)
-            across = part_of(left, right, width, step, budget.halo)
-            logits = look(down, across, step).float()
-            near = (logits >= logits.amax(0) - gap).float()
-            flat = (logits.amax(0) - logits.amin(0) < FLAT * temperature).float()[None]
-            rows, columns = (slice(part.start // step - part.window.start, math.ceil(part.stop / step) -
-                                   part.window.start) for part in (down, across))
-            near = F.max_pool2d(near, 3, 1, 1)[:, rows, columns]
-            near = F.max_pool2d(near, block // step, ceil_mode=True)  # (N, blocks)
-            near = F.max_pool1d(near.flatten(1).T, 2 * MARGIN + 1, 1, MARGIN).T.unflatten(1, near.shape[1:])
-            flat = F.avg_pool2d(flat[:, rows, columns], block // step, ceil_mode=True, count_include_pad=False)
-            near = near.maximum((flat >= UNSURE).float())
-            possible[:, top // block : math.ceil(bottom / block), left // block : math.ceil(right / block)] = near > 0
+
+    def judge(place: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        down, across = (part_of(*bounds, size, step, budget.halo)
+                        for bounds, size in zip(place, (height, width), strict=True))
+        logits = look(down, across, step).float()
+        near = (logits >= logits.amax(0) - gap).float()
+        flat = (logits.amax(0) - logits.amin(0) < FLAT * temperature).float()[None]
+        rows, columns = (slice(part.start // step - part.window.start, math.ceil(part.stop / step) - part.window.start)
+                         for part in (down, across))
+        near = F.max_pool2d(near, 3, 1, 1)[:, rows, columns]
+        near = F.max_pool2d(near, block // step, ceil_mode=True)  # (N, blocks)
+        near = F.max_pool1d(near.flatten(1).T, 2 * MARGIN + 1, 1, MARGIN).T.unflatten(1, near.shape[1:])
+        flat = F.avg_pool2d(flat[:, rows, columns], block // step, ceil_mode=True, count_include_pad=False)
+        rows, columns = (slice(part.start // block, math.ceil(part.stop / block)) for part in (down, across))
+        possible[:, rows, columns] = near.maximum((flat >= UNSURE).float()) > 0
+
+    places = [(rows, columns) for rows in cut_evenly(height, side, block) for columns in cut_evenly(width, side, block)]
+    for _ in share_out(judge, places, budget.comparers):
+        pass
     return possible
 
 
@@ -118,7 +123,9 @@ def tiles_of_possible(possible: Tensor, height: int, width: int, settings: Fusio
         tiles = [tile._replace(frames=numbers(tile.frames))
                  for tile in cut(range(possible.shape[1]), range(possible.shape[2]))[1]]
     least, most = (sum(effort(tile, len(tile.frames)) for tile in kind) for kind in (tiles, usual))
-    return tiles if least <= WORTH * most else usual
+    if least > WORTH * most:
+        return tiles_of_all(len(possible), height, width, settings, budget._replace(tile=max(side, budget.tile)))
+    return tiles
 
 
 def largest_side(num_frames: int, settings: FusionSettings, budget: Budget) -> int:
