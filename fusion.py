@@ -150,11 +150,11 @@ def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSetti
 
 def open_model(args: argparse.Namespace) -> nn.Module:
     """Load the weights that the flags name. Raises UserError if there are none."""
-    from model import load_model  # torch with it: not for --help
+    from model import StackMFFV2, load_model  # torch with it: not for --help
 
     device = pick_device(args.device)
     try:
         model = load_model(args.model_path, device)
-        return model.to(memory_format=torch.channels_last) if model.network != "stackmff_v1" else model
+        return model.to(memory_format=torch.channels_last) if isinstance(model, StackMFFV2) else model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None

@@ -134,7 +134,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
-                        default=[name for name in GROUPS if name != "reversed"], help="of benchmarks/quality.py")
+                        default=[name for name in GROUPS if name not in ("reversed", "n100")],
+                        help="of benchmarks/quality.py")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)

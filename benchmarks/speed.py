@@ -59,9 +59,12 @@ METHODS = {
     "reduced": FusionSettings(precision="reduced"),
     "fast": FusionSettings(speed="fast"),
     "fast reduced": FusionSettings(speed="fast", precision="reduced"),
+    "full all": FusionSettings(frames="all"),
+    "fast all": FusionSettings(speed="fast", frames="all"),
 }
 PROGRAM = {"full": (), "compiled": ("--compile",), "reduced": ("--precision", "reduced"), "fast": ("--speed", "fast"),
-           "fast reduced": ("--speed", "fast", "--precision", "reduced")}  # flags of predict_one_stack.py
+           "fast reduced": ("--speed", "fast", "--precision", "reduced"), "full all": ("--frames", "all"),
+           "fast all": ("--speed", "fast", "--frames", "all")}  # flags of predict_one_stack.py
 PEER_SIZES = ("7x2048x1536", "20x1280x960", "20x4000x3000")
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
 SCALES = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 100)],
@@ -219,12 +222,22 @@ def busy_processes(count: int) -> Iterator[None]:
             other.wait()
 
 
-def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
-    """Write frames whose sharp region moves from left to right, made from the Motorcycle picture, repeated."""
+def write_stack(folder: Path, num_frames: int, width: int, height: int, kind: str = "stripes") -> None:
+    """Write frames whose sharp region moves from left to right, or through the Motorcycle scene (enlarged) by depth.
+
+    The picture is Motorcycle's, repeated.
+    """
     from make_datasets.make_demo import load_motorcycle  # not in the processes that are measured
-    tile = load_motorcycle()[0]
+    tile, depth = load_motorcycle()
     repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
     sharp = np.tile(tile, repeats)[:height, :width]
+    if kind == "motorcycle":
+        focus = np.rint(cv2.resize(depth, (width, height)) * (num_frames - 1))
+        blurred = [sharp, *(cv2.GaussianBlur(sharp, (0, 0), 0.7 * 2**level) for level in range(6))]
+        for k in range(num_frames):  # a pixel of blur per frame of defocus, to the nearest level
+            level = np.rint(np.log2(np.maximum(np.abs(focus - k) / 0.7, 0.4)) + 1).clip(0, 6).astype(np.uint8)
+            write_image(folder / f"{k + 1}.png", np.choose(level[..., None], blurred))
+        return
     soft = cv2.GaussianBlur(sharp, (0, 0), 3)
     edges = np.linspace(0, width, num_frames + 1).astype(int)
     for k in range(num_frames):
@@ -242,7 +255,7 @@ def compare(size: str, methods: list[str], args: argparse.Namespace, log: CsvLog
     num_frames, width, height = (int(number) for number in size.split("x"))
     runs: dict[str, list[dict]] = {method: [] for method in methods}
     with temporary_folder() as folder:
-        write_stack(folder, num_frames, width, height)
+        write_stack(folder, num_frames, width, height, args.stacks)
         for _ in range(args.rounds):
             for method in methods:
                 with busy_processes(args.busy):
@@ -345,8 +358,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=stack_size, metavar="NxWxH",
                         help=f"stacks; default: {' '.join(SIZES)}, on CUDA also the paper's {' '.join(PAPER_SIZES)}; "
                              f"beside peers {' '.join(PEER_SIZES)}")
+    parser.add_argument("--stacks", choices=("stripes", "motorcycle"), default="stripes",
+                        help="what the frames show: in each a stripe that is sharp, or the depth of Motorcycle")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS),
-                        help="default: all, beside peers full and fast")
+                        help="full and fast choose the frames of long sweeps; default: those without 'all', beside "
+                             "peers full and fast")
     parser.add_argument("--peer", action="append", type=peer, default=[], metavar="NAME=COMMAND",
                         help="another program: in its command line {frames} becomes the frames, {input_dir} their "
                              "folder, {output} the .png to write; repeat the flag for more of them")
@@ -361,7 +377,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--stack_dir", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.peer = dict(args.peer)
-    args.methods = args.methods or (["full", "fast"] if args.peer else list(METHODS))
+    args.methods = args.methods or (["full", "fast"] if args.peer else
+                                    [method for method in METHODS if not method.endswith(" all")])
     if args.peer and ("plain" in args.methods or args.scaling):
         parser.error("--peer measures programs: plain is none, and --scaling is without peers")
     return args

@@ -22,10 +22,11 @@ torch = OnUse("torch")
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
 SCORING_MEMORY = GIB  # of frames that are scored at a time, if it is more than one
+CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that it hardly ever changes the choice
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 42, 54  # numbers per pixel of a frame in the network's first part, as measured
+SCORING, EVENT_SCORING = 42, 74  # numbers per pixel of a frame in the network's first part, as measured
 
 
 class Kept:
@@ -80,6 +81,7 @@ class Budget(NamedTuple):
     halo: int  # pixels of the recurrent stage
     scorers: int  # threads that score a frame each
     comparers: int  # threads that compare a tile each
+    chosen_memory: float  # bytes for a tile whose frames are chosen
 
 
 def halo_of(model: StackMFFV2) -> int:
@@ -121,15 +123,14 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     scorers = max(1, min(threads, num_frames, int(min(room, SCORING_MEMORY) // scoring)))
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
-    # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
-    bytes_per_pixel = num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number
     step = picture_step(settings)
-    tile, comparers = settings.tile, threads
+    tile, comparers, per_pixel = settings.tile, threads, bytes_per_pixel(num_frames, settings, channels)
+    chosen = card / 4 if card is not None else max(min(0.75 * room / threads, CHOSEN_MEMORY), 0.1 * GIB / threads)
     while not tile:
         allowed = (card / 4 if card is not None else 0.75 * room / comparers if settings.max_memory
                    else min(room / comparers, TILE_MEMORY))
         wide = 4 * halo  # below that most of the work would be the halo's
-        side = math.isqrt(int(max(allowed, 0.1 * GIB / comparers) / bytes_per_pixel)) - 2 * halo
+        side = math.isqrt(int(max(allowed, 0.1 * GIB / comparers) / per_pixel)) - 2 * halo
         if side < wide and comparers > 1:
             comparers -= 1
         else:
@@ -141,6 +142,15 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
     needed = limit - room
     if card is None:
-        needed += max(comparers * region * bytes_per_pixel, scorers * scoring)
+        needed += max(comparers * region * per_pixel, scorers * scoring)
     return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit, halo, scorers,
-                  comparers)
+                  comparers, chosen)
+
+
+def bytes_per_pixel(num_frames: int, settings: FusionSettings, channels: int = 8) -> int:
+    """Return what the recurrent stage needs per pixel of a tile in which it compares so many frames.
+
+    Of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space.
+    """
+    number = 2 if settings.precision == "reduced" else 4  # bytes
+    return num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number

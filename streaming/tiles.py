@@ -44,3 +44,9 @@ def share_evenly(height: int, width: int, tile: int, step: int, halo: int, worke
     tiles = {math.ceil(side / n / step) * step for side, counts in zip((height, width), parts, strict=True)
              for n in counts}
     return min((t for t in sorted(tiles, reverse=True) if t <= tile), key=duration, default=tile)
+
+
+def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
+    """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
+    return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
+                                                                     math.ceil(stop / step) + halo)))
