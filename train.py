@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dataset import (
+    LayeredStacks,
     MixedStacks,
     StackFolder,
     SyntheticStacks,
@@ -27,7 +28,7 @@ from dataset import (
     add_synthesis_flags,
     check_data_flags,
     drawn_frame_range,
-    synthetic_training_set,
+    synthetic_training_sets,
     synthetic_validation_sets,
 )
 from loss import depth_errors, focus_loss, image_quality
@@ -141,14 +142,14 @@ def disk_sets(args: argparse.Namespace, part: str) -> dict[str, StackFolder]:
 
 
 def training_set(args: argparse.Namespace) -> MixedStacks:
-    parts = [*disk_sets(args, "train").values(), synthetic_training_set(args)]
-    parts = [part for part in parts if part is not None]
+    parts = [*disk_sets(args, "train").values(), *synthetic_training_sets(args)]
     if not parts:
-        raise UserError("no training set: give --train_stack and --train_depth_continuous, or --train_aif")
+        raise UserError("no training set: give --train_stack and --train_depth_continuous, or --train_aif, or "
+                        "--train_layers")
     return MixedStacks(parts)
 
 
-def validation_sets(args: argparse.Namespace) -> dict[str, StackFolder | SyntheticStacks]:
+def validation_sets(args: argparse.Namespace) -> dict[str, StackFolder | SyntheticStacks | LayeredStacks]:
     return disk_sets(args, "val") | synthetic_validation_sets(args, VAL_SEED)
 
 

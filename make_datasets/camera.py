@@ -102,7 +102,6 @@ class LightBank(BlurBank):
         self.turns = aperture.turns
         self.levels = ladder_between(low, high)
         self.bank = np.stack([blur_light(light, float(level), aperture, margin) for level in self.levels])
-        self.rows, self.columns = np.indices(self.bank.shape[1:3], sparse=True)
 
     def at(self, radius: np.ndarray) -> np.ndarray:
         """Show each pixel blurred by its own radius, (H, W) or () for all, negative in front of the focus."""

@@ -241,7 +241,7 @@ def pictures_of(directory: str | Path, largest: int = 2048) -> dict[str, np.ndar
     for path in list_images(directory)[0]:
         picture = read_image(path)
         if min(picture.shape[:2]) < 16:
-            raise UserError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels are too few for a texture; remove it")
+            raise UserError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels, too few for a texture; remove it")
         scale = min(1, largest / max(picture.shape[:2]))
         if picture.dtype != np.uint8:
             picture = to_uint8(picture / np.float32(np.iinfo(picture.dtype).max))
