@@ -145,8 +145,8 @@ def breathe(light: np.ndarray, scale: float, centre: tuple[float, float]) -> np.
     if scale == 1:
         return light
     matrix = np.float32([[scale, 0, centre[1] * (1 - scale)], [0, scale, centre[0] * (1 - scale)]])
-    return np.maximum(cv2.warpAffine(light, matrix, light.shape[1::-1], flags=cv2.INTER_CUBIC,
-                                     borderMode=cv2.BORDER_REFLECT_101), 0)
+    moved = cv2.warpAffine(light, matrix, light.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    return np.maximum(moved, 0).reshape(light.shape)
 
 
 def expose(light: np.ndarray, noise: float, mosaic: bool, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from make_datasets.camera import Aperture, LightBank, breathe, expose, from_light, random_aperture, to_light
 from make_datasets.make_dataset import Optics, Recipe, disturb, focus_positions, focus_sweep, random_recipe
 from make_datasets.segments_to_depth import centred_grid, smooth_depth
-from make_datasets.textures import PictureTextures, bars, cloud, draw_texture, soft_step, turned_grid
+from make_datasets.textures import PictureTextures, bars, cloud, draw_texture, log_uniform, soft_step, turned_grid
 
 Shape = tuple[int, int]
 Rng = np.random.Generator
@@ -83,9 +83,9 @@ def rotation(angle: float) -> np.ndarray:
 
 def sizes(shape: Shape, rng: Rng, largest: float = 0.5) -> tuple[int, float]:
     """Draw how many things of which radius in pixels: many small ones or few large ones."""
-    radius = float(np.exp(rng.uniform(np.log(3), np.log(largest * max(shape)))))
+    radius = log_uniform(rng, 3, largest * max(shape))
     most = max(1.0, 0.4 * shape[0] * shape[1] / (4 * radius * radius))
-    return int(np.clip(np.exp(rng.uniform(0, np.log(most + 1))), 1, 60)), radius
+    return int(np.clip(log_uniform(rng, 1, most + 1), 1, 60)), radius
 
 
 def blobs(shape: Shape, rng: Rng) -> np.ndarray:
@@ -124,8 +124,8 @@ def leaves(shape: Shape, rng: Rng) -> np.ndarray:
 
 
 def hairs(shape: Shape, rng: Rng) -> np.ndarray:
-    """Hairs, bristles, blades of grass: bent lines, in one direction or in all, some finer than a pixel."""
-    count, straight = int(np.exp(rng.uniform(np.log(3), np.log(60)))), rng.random() < 0.5
+    """Hairs, bristles, blades of grass: bent lines, one pixel wide or a few, in one direction or in all."""
+    count, straight = int(log_uniform(rng, 3, 60)), rng.random() < 0.5
     t = np.linspace(-0.5, 0.5, 12)
     main, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 2) * max(shape)
     curves = []
@@ -133,15 +133,14 @@ def hairs(shape: Shape, rng: Rng) -> np.ndarray:
         line = np.stack((length * t, length * rng.normal(0, 0.15) * (4 * t * t + rng.normal() * t**3)), axis=1)
         angle = main + rng.normal(0, 0.2) if straight else rng.uniform(0, 2 * np.pi)
         curves.append(anywhere(shape, rng) + line @ rotation(angle))
-    mask = draw_curves(shape, curves, rng.integers(1, rng.integers(2, 5), count))
-    return mask * np.float32(rng.uniform(0.4, 1)) if rng.random() < 0.3 else mask
+    return draw_curves(shape, curves, rng.integers(1, rng.integers(2, 5), count))
 
 
 def wires(shape: Shape, rng: Rng) -> np.ndarray:
     """Wires and bars right across the picture."""
     v, u = turned_grid(shape, rng)
     sag = rng.uniform(-0.2, 0.2) / max(shape)
-    width, mask = np.exp(rng.uniform(0, np.log(10))), np.zeros(shape, np.float32)
+    width, mask = log_uniform(rng, 1, 10), np.zeros(shape, np.float32)
     for _ in range(int(rng.integers(1, 5))):
         off = rng.uniform(-0.5, 0.5) * max(shape)
         mask = np.maximum(mask, soft_step(width / 2 - np.abs(v + sag * u * u - off)))
@@ -151,7 +150,7 @@ def wires(shape: Shape, rng: Rng) -> np.ndarray:
 def grids(shape: Shape, rng: Rng) -> np.ndarray:
     """Fences, nets, blinds and sieves."""
     v, u = turned_grid(shape, rng)
-    period = np.exp(rng.uniform(np.log(6), np.log(50)))
+    period = log_uniform(rng, 6, 50)
     width = max(1.0, period * rng.uniform(0.08, 0.5))
     kind = rng.random()
     if kind < 0.3:
@@ -185,7 +184,7 @@ def frame(shape: Shape, rng: Rng) -> np.ndarray:
 
 def letters(shape: Shape, rng: Rng) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
-    size = float(np.exp(rng.uniform(np.log(0.7), np.log(6))))
+    size = log_uniform(rng, 0.7, 6)
     for _ in range(int(rng.integers(1, 8))):
         column, row = anywhere(shape, rng)
         cv2.putText(mask, chr(int(rng.integers(48, 91))), (int(column - 10 * size), int(row + 10 * size)),
@@ -202,7 +201,7 @@ _CHANCES = np.cumsum([chance for _, chance in OUTLINES])
 def draw_outline(shape: Shape, rng: Rng) -> np.ndarray:
     """Return the cover (H, W), 0..1, of one of OUTLINES."""
     choice = min(int(np.searchsorted(_CHANCES, rng.random() * _CHANCES[-1], side="right")), len(OUTLINES) - 1)
-    return OUTLINES[choice][0](shape, rng)
+    return OUTLINES[choice][0](shape, rng).astype(np.float32, copy=False)
 
 
 # --------------------------------------------------------------------------- scenes
@@ -240,10 +239,10 @@ def draw_layers(shape: Shape, rng: Rng, pictures: PictureTextures, colour: bool 
     behind = np.full(shape, np.inf, np.float32)
     for k, middle in enumerate(middles):
         cover = draw_outline(shape, rng) if k else np.ones(shape, np.float32)
-        depth = np.minimum(draw_surface(shape, rng, middle, relief if k else 2 * relief), behind)
+        depth = np.minimum(draw_surface(shape, rng, float(middle), relief if k else 2 * relief), behind)
         behind = np.where(cover > 0.5, depth, behind)
         light = to_light(draw_texture(shape, rng, pictures, colour))
-        light = light.reshape(*shape, -1) * np.float32(np.exp(rng.uniform(-0.7, 0.2)))
+        light = light.reshape(*shape, -1) * log_uniform(rng, 0.5, 1.2)
         if rng.random() < 0.12:
             add_glints(light, rng)
         layers.append(Layer(light, cover, depth))
@@ -260,7 +259,7 @@ def add_glints(light: np.ndarray, rng: Rng) -> None:
     for _ in range(int(rng.integers(1, 12))):
         row, column = (int(rng.integers(side)) for side in light.shape[:2])
         size = int(rng.integers(1, 4))
-        light[row : row + size, column : column + size] = np.exp(rng.uniform(0, np.log(LAMP)))
+        light[row : row + size, column : column + size] = log_uniform(rng, 1, LAMP)
 
 
 # --------------------------------------------------------------------------- stacks
@@ -283,7 +282,9 @@ def render_stack(layers: Sequence[Layer], num_frames: int, recipe: Recipe, lens:
     """
     planes = num_frames - recipe.before - recipe.after
     sweep = focus_sweep(num_frames, recipe.uneven, rng)
-    inside = np.s_[margin : layers[0].cover.shape[0] - margin, margin : layers[0].cover.shape[1] - margin]
+    ring = breathing_ring(lens, layers[0].cover.shape)  # what comes into the picture when it shrinks
+    edge = margin - ring
+    inside = np.s_[edge : layers[0].cover.shape[0] - edge, edge : layers[0].cover.shape[1] - edge]
     parts = []
     for k, layer in enumerate(layers):
         positions = focus_positions(layer.depth[inside], planes, continuous=True) + np.float32(recipe.before)
@@ -291,20 +292,26 @@ def render_stack(layers: Sequence[Layer], num_frames: int, recipe: Recipe, lens:
         low, high = float(positions.min()), float(positions.max())
         seen = np.dstack((layer.light * layer.cover[..., None], layer.cover))  # light times cover, cover
         bank = LightBank(seen, (low - sweep[-1]) * recipe.growth, (high - sweep[0]) * recipe.growth, lens.aperture,
-                         margin)
+                         edge)
         parts.append((np.float32(low) if low == high else positions, bank))
-    light = np.stack([composite(parts, s, recipe.growth) for s in sweep])
+    light = np.stack([composite(parts, float(s), recipe.growth) for s in sweep])
     aif, visible = sharp_truth(parts, sweep, recipe.growth)
-    if lens.breathing:
-        centre = tuple(rng.uniform(-0.5, 1.5) * side for side in aif.shape[:2])
+    if ring:
+        centre = tuple(rng.uniform(-0.5, 1.5) * side for side in visible.shape)
         scales = 1 + lens.breathing * (sweep - sweep.mean()) / max(num_frames - 1, 1)
-        light = np.stack([breathe(one, float(s), centre).reshape(one.shape)
+        light = np.stack([breathe(one, float(s), centre)[ring:-ring, ring:-ring]
                           for one, s in zip(light, scales, strict=True)])
-    colour = aif.shape[2] == 3
-    light, aif = (light, aif) if colour else (light[..., 0], aif[..., 0])
+        aif, visible = aif[ring:-ring, ring:-ring], visible[ring:-ring, ring:-ring]
+    if aif.shape[2] == 1:
+        light, aif = light[..., 0], aif[..., 0]
     frames = np.stack([expose(one, recipe.noise, lens.mosaic, rng) for one in light])
     frames = disturb(frames, replace(recipe, noise=0.0), rng)
     return LayeredStack(frames, Optics(visible, sweep, recipe.growth).index, from_light(aif))
+
+
+def breathing_ring(lens: LensAndSensor, shape: Shape) -> int:
+    """Return how many pixels on each side breathing may move into a picture of this shape."""
+    return int(np.ceil(0.75 * abs(lens.breathing) * max(shape))) + 2 if lens.breathing else 0
 
 
 Part = tuple[np.ndarray, LightBank]  # where a layer is in focus, (H, W) or () in frames, and its blurs
@@ -350,6 +357,6 @@ def draw_stack(shape: Shape, num_frames: int, rng: Rng, pictures: PictureTexture
     recipe = random_recipe(num_frames, rng, leave_out)
     lens = random_lens(num_frames, colour, rng)
     farthest = max(num_frames - 1 + lens.beyond, 1) * recipe.growth
-    margin = min(MARGIN, int(np.ceil(farthest)) + 2)
+    margin = min(MARGIN, int(np.ceil(farthest)) + 2) + breathing_ring(lens, (shape[0] + 100, shape[1] + 100))
     layers = draw_layers((shape[0] + 2 * margin, shape[1] + 2 * margin), rng, pictures, colour)
     return render_stack(layers, num_frames, recipe, lens, rng, margin)

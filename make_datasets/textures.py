@@ -58,7 +58,7 @@ def cloud(shape: Shape, rng: Rng, rough: tuple[float, float] = (0.3, 2.2)) -> np
     size = [cv2.getOptimalDFTSize(side) for side in shape]
     noise = np.fft.rfft2(rng.standard_normal(size, dtype=np.float32))
     y, x = np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None]
-    stretch_x = np.exp(rng.uniform(-1, 1)) if rng.random() < 0.3 else 1.0  # fibres, brushed metal
+    stretch_x = log_uniform(rng, 0.4, 2.5) if rng.random() < 0.3 else 1.0  # fibres, brushed metal
     frequency = np.hypot(y, x * stretch_x)
     frequency[0, 0] = np.inf
     values = np.fft.irfft2(noise / frequency ** rng.uniform(*rough), size)[: shape[0], : shape[1]]
@@ -87,7 +87,7 @@ def dead_leaves(shape: Shape, rng: Rng) -> np.ndarray:
 def text(shape: Shape, rng: Rng) -> np.ndarray:
     """Lines of letters, dark on light or light on dark."""
     picture = np.full(shape, 255, np.uint8)
-    size = float(np.exp(rng.uniform(np.log(0.25), np.log(1.5))))
+    size = log_uniform(rng, 0.25, 1.5)
     font, thickness = int(rng.choice(FONTS)), int(rng.integers(1, 3)) if size > 0.6 else 1
     step = max(6, int(32 * size * rng.uniform(0.8, 1.5)))
     for row in range(int(rng.integers(step)), shape[0] + step, step):
@@ -102,6 +102,11 @@ def turned(picture: np.ndarray, rng: Rng) -> np.ndarray:
     angle = rng.choice((0.0, rng.normal(0, 10), rng.uniform(0, 360)))
     matrix = cv2.getRotationMatrix2D((picture.shape[1] / 2, picture.shape[0] / 2), angle, 1)
     return cv2.warpAffine(picture, matrix, picture.shape[::-1], borderMode=cv2.BORDER_REFLECT_101)
+
+
+def log_uniform(rng: Rng, low: float, high: float) -> float:
+    """Draw a number of which each doubling is equally likely."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def turned_grid(shape: Shape, rng: Rng, straight: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +129,7 @@ def bars(position: np.ndarray, period: float, width: float) -> np.ndarray:
 def grid_lines(shape: Shape, rng: Rng) -> np.ndarray:
     """Graph paper, tiles or a checkerboard."""
     v, u = turned_grid(shape, rng)
-    period = np.exp(rng.uniform(np.log(4), np.log(40)))
+    period = log_uniform(rng, 4, 40)
     if rng.random() < 0.3:
         return np.abs(bars(u, 2 * period, period) - bars(v, 2 * period, period))
     width = max(1.0, period * rng.uniform(0.05, 0.5))
@@ -133,7 +138,7 @@ def grid_lines(shape: Shape, rng: Rng) -> np.ndarray:
 
 def bricks(shape: Shape, rng: Rng) -> np.ndarray:
     v, u = turned_grid(shape, rng, 0.6)
-    height = np.exp(rng.uniform(np.log(5), np.log(30)))
+    height = log_uniform(rng, 5, 30)
     width, joint = height * rng.uniform(1.5, 3), max(1.0, height * rng.uniform(0.05, 0.2))
     row = np.floor(v / height + 0.5).astype(int)
     u = u + (row % 2) * (width / 2)
@@ -146,9 +151,9 @@ def bricks(shape: Shape, rng: Rng) -> np.ndarray:
 def fabric(shape: Shape, rng: Rng) -> np.ndarray:
     """A weave: threads that go over and under each other."""
     v, u = turned_grid(shape, rng)
-    period = np.exp(rng.uniform(np.log(2.5), np.log(12)))
+    period = log_uniform(rng, 2.5, 12)
     twill = int(rng.integers(1, 4))
-    a, b = np.sin(np.pi * u / period), np.sin(np.pi * v / period)
+    a, b = np.sin(u * float(np.pi / period)), np.sin(v * float(np.pi / period))
     over = (np.floor(u / period) + twill * np.floor(v / period)) % (1 + twill) < 1
     values = np.where(over, np.abs(b), np.abs(a) * rng.uniform(0.3, 1)) * (0.8 + 0.4 * (cloud(shape, rng) - 0.5))
     return np.clip(values, 0, 1).astype(np.float32)
@@ -160,7 +165,7 @@ def rings(shape: Shape, rng: Rng) -> np.ndarray:
     bend = cloud(shape, rng, (1.3, 2.2)) - 0.5
     u = u + rng.uniform(-1, 1) * max(shape)
     along = np.hypot(u, 0.2 * v) if rng.random() < 0.5 else u
-    period = np.exp(rng.uniform(np.log(4), np.log(40)))
+    period = log_uniform(rng, 4, 40)
     wave = 0.5 + 0.5 * np.sin(2 * np.pi * along / period + rng.uniform(2, 15) * bend)
     return np.clip(wave ** rng.uniform(0.3, 3) + 0.2 * (cloud(shape, rng, (0.2, 1)) - 0.5), 0, 1).astype(np.float32)
 
@@ -168,7 +173,7 @@ def rings(shape: Shape, rng: Rng) -> np.ndarray:
 def grains(shape: Shape, rng: Rng) -> np.ndarray:
     """Fine grain: sand, skin, plaster, paper."""
     noise = rng.standard_normal(shape, dtype=np.float32)
-    sigma = np.exp(rng.uniform(np.log(0.4), np.log(2)))
+    sigma = log_uniform(rng, 0.4, 2)
     noise = cv2.GaussianBlur(noise, (0, 0), sigma)
     return np.clip(0.5 + rng.uniform(0.1, 0.3) * noise / noise.std(), 0, 1)
 
@@ -210,7 +215,7 @@ class PictureTextures:
         turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
         if turns % 2:
             shape = shape[::-1]
-        scale = min(np.exp(rng.uniform(np.log(0.25), np.log(0.9))), 1.0)
+        scale = min(log_uniform(rng, 0.25, 0.9), 1.0)
         window = [min(round(side / scale), whole) for side, whole in zip(shape, picture.shape, strict=False)]
         top, left = (int(rng.integers(whole - side + 1)) for side, whole in zip(window, picture.shape, strict=False))
         piece = picture[top : top + window[0], left : left + window[1]]
@@ -271,9 +276,9 @@ def draw_texture(shape: Shape, rng: Rng, pictures: PictureTextures, colour: bool
         values = draw_formula(shape, rng)
         if colour:
             values = dye(values, rng)
-    low, high = np.sort(rng.uniform(-0.2, 1.2, 2)) if rng.random() < 0.5 else (0.0, 1.0)
+    low, high = sorted(rng.uniform(-0.2, 1.2, 2).tolist()) if rng.random() < 0.5 else (0.0, 1.0)
     if rng.random() < 0.15:  # nearly flat
         middle = (low + high) / 2
         low, high = middle + (low - middle) * 0.15, middle + (high - middle) * 0.15
     values = np.clip(low + (high - low) * values, 0, 1)
-    return values ** np.float32(np.exp(rng.uniform(-0.5, 0.5))) if rng.random() < 0.3 else values
+    return values ** log_uniform(rng, 0.6, 1.65) if rng.random() < 0.3 else values
