@@ -248,10 +248,11 @@ def draw_layers(shape: Shape, rng: Rng, pictures: PictureTextures, colour: bool 
         layers.append(Layer(light, cover, depth))
     low = min(float(layer.depth[layer.cover > 0].min(initial=1)) for layer in layers)
     high = max(float(layer.depth[layer.cover > 0].max(initial=0)) for layer in layers)
-    scale = np.float32(1 / max(high - low, 0.3))  # a scene without depth stays at one place of the sweep
-    if high - low >= 0.3:
-        layers = [layer._replace(depth=(layer.depth - np.float32(low)) * scale) for layer in layers]
-    return layers
+    if high - low < 0.3:  # a scene of little depth stays where it is in the sweep
+        return layers
+    near, far = (rng.uniform(0, 0.2), rng.uniform(0.8, 1)) if rng.random() < 0.5 else (0.0, 1.0)
+    scale = np.float32((far - near) / (high - low))
+    return [layer._replace(depth=(layer.depth - np.float32(low)) * scale + np.float32(near)) for layer in layers]
 
 
 def add_glints(light: np.ndarray, rng: Rng) -> None:
