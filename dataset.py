@@ -78,19 +78,21 @@ class StackFolder(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
-        folder, depth_path, aif_path = self.scenes[key.index]
+        rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
+        return make_sample(crop_alike(self.read_scene(key.index), self.size, rng), key.weight)
+
+    def read_scene(self, number: int) -> dict[str, np.ndarray]:
+        """Return the maps of a scene, uncut: a stack (N, H, W), the others (H, W)."""
+        folder, depth_path, aif_path = self.scenes[number]
         stack = np.stack([luma(frame) for frame in read_stack(folder)])
-        n = len(stack)
-        maps = [*stack]
+        n, maps = len(stack), {"stack": stack}
         if depth_path:
             depth = read_depth(depth_path)
             check_size_of(depth_path, depth, stack[0], "resize the depth map")
-            maps.append(focus_target(depth, n))
-        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, maps[n] * (n - 1))
-        check_size_of(aif_path, aif, stack[0], "replace or remove it")
-        rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
-        maps = crop_and_flip(np.stack((*maps, aif)), self.size, rng)
-        return make_sample(maps[:n], maps[n] if depth_path else None, maps[-1], key.weight)
+            maps["target"] = focus_target(depth, n)
+        maps["aif"] = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, maps["target"] * (n - 1))
+        check_size_of(aif_path, maps["aif"], stack[0], "replace or remove it")
+        return maps
 
 
 class SyntheticStacks(Dataset):
@@ -137,9 +139,15 @@ class SyntheticStacks(Dataset):
             image = image.mean() + (image - image.mean()) * rng.uniform(0.1, 0.8)
         depth = self.draw_depth(other, rng) if self.from_segments else other
         recipe = self.recipe or random_recipe(key.num_frames, rng, self.leave_out)
-        stack, index = synthesize(image.astype(np.float32), depth, key.num_frames, recipe, rng)
-        stack = np.rint(stack * 255) / np.float32(255)  # what an 8-bit file keeps
-        return make_sample(stack, index / max(key.num_frames - 1, 1), image, key.weight)
+        maps = self.make_stack(image.astype(np.float32), depth, key.num_frames, recipe, rng)
+        maps["stack"] = np.rint(maps["stack"] * 255) / np.float32(255)  # what an 8-bit file keeps
+        return make_sample(maps | {"aif": image}, key.weight)
+
+    def make_stack(self, image: np.ndarray, depth: np.ndarray, num_frames: int, recipe: Recipe,
+                   rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return a stack (N, H, W) of a picture and its depth (H, W), and its normalised depth."""
+        stack, index = synthesize(image, depth, num_frames, recipe, rng)
+        return {"stack": stack, "target": index / max(num_frames - 1, 1)}
 
     @staticmethod
     def draw_depth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -219,12 +227,19 @@ def crop_and_flip(maps: np.ndarray, size: int, rng: np.random.Generator | None) 
     return maps
 
 
-def make_sample(stack: np.ndarray, target: np.ndarray | None, aif: np.ndarray,
-                weight: float) -> dict[str, torch.Tensor]:
-    """Bundle a stack (N, H, W), its normalised depth, if it has one, and its all-in-focus luma as tensors."""
-    maps = {"stack": stack, "target": target, "aif": aif, "weight": weight}
-    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()
-            if values is not None}
+def crop_alike(maps: dict[str, np.ndarray], size: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Cut maps (H, W) and stacks of maps (N, H, W) of one size to (size, size), all at the same place."""
+    counts = [len(values) if values.ndim == 3 else 1 for values in maps.values()]
+    cut = crop_and_flip(np.concatenate([values.reshape(-1, *values.shape[-2:]) for values in maps.values()]), size, rng)
+    parts = np.split(cut, np.cumsum(counts)[:-1])
+    return {name: part if values.ndim == 3 else part[0]
+            for (name, values), part in zip(maps.items(), parts, strict=True)}
+
+
+def make_sample(maps: dict[str, np.ndarray], weight: float) -> dict[str, torch.Tensor]:
+    """Bundle a stack and what belongs to it as tensors, float32."""
+    maps = maps | {"weight": weight}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
 
 
 class MixedStacks(Dataset):
@@ -305,19 +320,23 @@ def data_digest(data: Dataset) -> str:
 # --------------------------------------------------------------------------- flags of every training
 
 
-def add_synthesis_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `synthetic_training_sets` and `synthetic_validation_sets` read."""
+def add_synthesis_flags(parser: argparse.ArgumentParser, layers: bool = True) -> None:
+    """Add the flags that `synthetic_training_sets` and `synthetic_validation_sets` read; layers: also LayeredStacks."""
     for part in ("train", "val"):
         group = parser.add_argument_group(f"{part} stacks synthesised on the fly")
         group.add_argument(f"--{part}_aif", metavar="DIR", help="all-in-focus pictures")
         group.add_argument(f"--{part}_depth", metavar="DIR", help="their depth maps, near = 0; or")
         group.add_argument(f"--{part}_segments", metavar="DIR", nargs="+", default=[],
                            help="their label maps; of several folders one is drawn per stack")
-        group.add_argument(f"--{part}_layers", type=number(int, 0, 10**6), default=0, metavar="COUNT",
-                           help="stacks per epoch of random layered scenes, true behind their edges: no picture is "
-                                "needed" if part == "train" else "the same for validation, other textures")
-    group.add_argument("--textures", metavar="DIR",
-                       help="pictures whose pieces cover layers in training, besides the free ones that are installed")
+        if layers:
+            group.add_argument(f"--{part}_layers", type=COUNT, metavar="COUNT",
+                               help="stacks per epoch of random layered scenes, true behind their edges: no picture is "
+                                    "needed" if part == "train" else "the same for validation, of other pictures")
+    if layers:
+        group.add_argument("--textures", metavar="DIR", help="pictures whose pieces cover layers in training, besides "
+                                                             "the free ones that are installed")
+    else:
+        parser.set_defaults(train_layers=None, val_layers=None, textures=None)
     group.add_argument("--recipe", choices=("paper", "diverse"), default="paper",
                        help="of pictures with depth or segments; paper: Algorithm 1; diverse: lenses, cameras and "
                             "sweeps as they are. Layered scenes are always diverse")
@@ -347,28 +366,30 @@ def drawn_frame_range(args: argparse.Namespace) -> tuple[int, int] | None:
     return tuple(args.num_frames) if args.recipe == "diverse" and len(args.num_frames) == 2 else None
 
 
-def synthetic_training_sets(args: argparse.Namespace) -> list[SyntheticStacks | LayeredStacks]:
+def synthetic_training_sets(args: argparse.Namespace,
+                            kind: type[SyntheticStacks] = SyntheticStacks) -> list[SyntheticStacks | LayeredStacks]:
     """Return the training stacks that the flags have synthesised."""
     parts: list[SyntheticStacks | LayeredStacks] = []
     if args.train_aif:
-        parts.append(SyntheticStacks(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
-                                     segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
-                                     recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
-                                     subset=args.subset_fraction_train))
+        parts.append(kind(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
+                          segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
+                          recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
+                          subset=args.subset_fraction_train))
     if args.train_layers:
         parts.append(LayeredStacks(args.train_layers, args.training_image_size, training_textures(args.textures),
                                    leave_out=args.leave_out, seed=args.seed))
     return parts
 
 
-def synthetic_validation_sets(args: argparse.Namespace, seed: int) -> dict[str, SyntheticStacks | LayeredStacks]:
+def synthetic_validation_sets(args: argparse.Namespace, seed: int, kind: type[SyntheticStacks] = SyntheticStacks
+                              ) -> dict[str, SyntheticStacks | LayeredStacks]:
     """Return the validation stacks that the flags have synthesised, by the name of their recipe."""
     sets: dict[str, SyntheticStacks | LayeredStacks] = {}
     if args.val_aif:
         recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
-        sets = {name: SyntheticStacks(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
-                                      segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=seed,
-                                      subset=args.subset_fraction_val) for name, recipe in recipes.items()}
+        sets = {name: kind(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
+                           segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=seed,
+                           subset=args.subset_fraction_val) for name, recipe in recipes.items()}
     if args.val_layers:
         sets["layers"] = LayeredStacks(args.val_layers, args.val_image_size, validation_textures(), seed=seed)
     return sets

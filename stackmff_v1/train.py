@@ -92,7 +92,7 @@ class PaintingTask:
         trains, validates = sets_on_disk(args)
         trains = ([trains] if trains is not None else []) + synthetic_training_sets(args)
         if not trains:
-            raise UserError("no training set: give --datapath or --train_aif, or --train_layers")
+            raise UserError("no training set: give --datapath, --train_aif or --train_layers")
         self.data = ShuffledStacks(MixedStacks([ShuffledStacks(part, 0, 0) for part in trains]), args.shuffle_share,
                                    args.seed)
         self.val_sets = {}
