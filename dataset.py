@@ -180,7 +180,8 @@ class LayeredStacks(Dataset):
         colour = bool(rng.random() < self.colour)
         made = draw_stack((self.size, self.size), key.num_frames, rng, self.textures, colour, self.leave_out)
         stack = np.stack([luma(to_uint8(frame)) for frame in made.frames])  # what an 8-bit file keeps
-        return make_sample(stack, made.index / max(key.num_frames - 1, 1), luma(made.aif, white=1), key.weight)
+        target = made.index / max(key.num_frames - 1, 1)
+        return make_sample({"stack": stack, "target": target, "aif": luma(made.aif, white=1)}, key.weight)
 
 
 def stack_folder(root: str | Path) -> Path:
