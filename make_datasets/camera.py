@@ -74,23 +74,26 @@ def aperture_kernel(radius: float, aperture: Aperture) -> np.ndarray:
         return disc_kernel(abs(radius))
     size, side = abs(radius), -1 if radius < 0 else 1
     reach = int(np.ceil(size))
-    y, x = side * np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    inside = size - np.hypot(y, x)  # distance from the edge
+    x = side * np.arange(-reach, reach + 1, dtype=np.float32)
+    y = x[:, None]
+    square = y * y + x * x
+    inside = size - np.sqrt(square)  # distance from the edge
     if aperture.blades:
         flat = np.cos(np.pi / aperture.blades)
-        directions = aperture.angle + 2 * np.pi * np.arange(aperture.blades) / aperture.blades
-        along = np.max([np.sin(a) * y + np.cos(a) * x for a in directions], axis=0)
+        angles = aperture.angle + 2 * np.pi * np.arange(aperture.blades)[:, None, None] / aperture.blades
+        along = (np.sin(angles) * y + np.cos(angles) * x).max(axis=0)
         inside = np.minimum(inside, size * (flat + aperture.roundness * (1 - flat)) - along)
     if any(aperture.cut):
-        inside = np.minimum(inside, size - np.hypot(y - size * aperture.cut[0], x - size * aperture.cut[1]))
+        rows, columns = y - size * aperture.cut[0], x - size * aperture.cut[1]
+        inside = np.minimum(inside, size - np.sqrt(rows * rows + columns * columns))
     kernel = np.clip(inside + 0.5, 0, 1)
     if aperture.rim:
-        kernel *= 1 + side * aperture.rim * (2 * np.clip((y * y + x * x) / max(size, 1) ** 2, 0, 1) - 1)
+        kernel *= 1 + side * aperture.rim * (2 * np.minimum(square / max(size, 1) ** 2, 1) - 1)
     return (kernel / kernel.sum()).astype(np.float32)
 
 
 class LightBank(BlurBank):
-    """Light (H, W, C) as a lens blurs it to several radii, without a margin on each side.
+    """Light (H, W, C) as a lens blurs it to several radii, without a margin on each side, channel by channel (C, H, W).
 
     low, high: the radii that will be asked for, in pixels, negative in front of the focus. What lies beyond the margin
     is taken as the mirrored picture.
@@ -101,12 +104,28 @@ class LightBank(BlurBank):
             low, high = (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
         self.turns = aperture.turns
         self.levels = ladder_between(low, high)
-        self.bank = np.stack([blur_light(light, float(level), aperture, margin) for level in self.levels])
+        blurred = [blur_light(light, float(level), aperture, margin) for level in self.levels]
+        self.bank = np.empty((len(blurred), light.shape[2], *blurred[0].shape[:2]), np.float32)
+        for one, planes in zip(blurred, self.bank, strict=True):
+            planes[:] = one.transpose(2, 0, 1)
 
     def at(self, radius: np.ndarray) -> np.ndarray:
         """Show each pixel blurred by its own radius, (H, W) or () for all, negative in front of the focus."""
         radius = radius if self.turns else np.abs(radius)
         return self.each(radius) if np.ndim(radius) else self.whole(float(radius))
+
+    def each(self, radius: np.ndarray) -> np.ndarray:
+        low, share = self.place(radius)
+        levels, channels, *_ = self.bank.shape
+        place = low * (channels * radius.size) + np.arange(radius.size).reshape(radius.shape)
+        above = place + np.where(low < levels - 1, channels * radius.size, 0)
+        pixels = self.bank.reshape(-1)
+        shown = np.empty(self.bank.shape[1:], np.float32)
+        for channel, start in enumerate(range(0, channels * radius.size, radius.size)):
+            there = pixels[start:]
+            frame = there.take(place)
+            shown[channel] = frame + share * (there.take(above) - frame)
+        return shown
 
 
 def ladder_between(low: float, high: float) -> np.ndarray:

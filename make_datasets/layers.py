@@ -288,6 +288,8 @@ def render_stack(layers: Sequence[Layer], num_frames: int, recipe: Recipe, lens:
     inside = np.s_[edge : layers[0].cover.shape[0] - edge, edge : layers[0].cover.shape[1] - edge]
     parts = []
     for k, layer in enumerate(layers):
+        if not layer.cover.any():
+            continue
         positions = focus_positions(layer.depth[inside], planes, continuous=True) + np.float32(recipe.before)
         positions = positions + np.float32(0 if k else lens.beyond)
         low, high = float(positions.min()), float(positions.max())
@@ -297,14 +299,13 @@ def render_stack(layers: Sequence[Layer], num_frames: int, recipe: Recipe, lens:
         parts.append((np.float32(low) if low == high else positions, bank))
     light = np.stack([composite(parts, float(s), recipe.growth) for s in sweep])
     aif, visible = sharp_truth(parts, sweep, recipe.growth)
+    light, aif = (x[..., 0, :, :] if len(aif) == 1 else np.moveaxis(x, -3, -1) for x in (light, aif))
     if ring:
         centre = tuple(rng.uniform(-0.5, 1.5) * side for side in visible.shape)
         scales = 1 + lens.breathing * (sweep - sweep.mean()) / max(num_frames - 1, 1)
         light = np.stack([breathe(one, float(s), centre)[ring:-ring, ring:-ring]
                           for one, s in zip(light, scales, strict=True)])
         aif, visible = aif[ring:-ring, ring:-ring], visible[ring:-ring, ring:-ring]
-    if aif.shape[2] == 1:
-        light, aif = light[..., 0], aif[..., 0]
     frames = np.stack([expose(one, recipe.noise, lens.mosaic, rng) for one in light])
     frames = disturb(frames, replace(recipe, noise=0.0), rng)
     return LayeredStack(frames, Optics(visible, sweep, recipe.growth).index, from_light(aif))
@@ -318,23 +319,23 @@ def breathing_ring(lens: LensAndSensor, shape: Shape) -> int:
 Part = tuple[np.ndarray, LightBank]  # where a layer is in focus, (H, W) or () in frames, and its blurs
 
 
-def composite(parts: Sequence[Part], focus: float | np.ndarray, growth: float) -> np.ndarray:
-    """Return the light (H, W, C) of layers, far to near, with the focus at a position: each hides what is behind."""
+def composite(parts: Sequence[Part], focus: float, growth: float) -> np.ndarray:
+    """Return the light (C, H, W) of layers, far to near, with the focus at a position: each hides what is behind."""
     light: np.ndarray | float = np.float32(0)
     for positions, bank in parts:
         layer = bank.at((positions - focus) * growth)
-        light = light * (1 - layer[..., -1:]) + layer[..., :-1]
+        light = light * (1 - layer[-1]) + layer[:-1]
     return light
 
 
 def sharp_truth(parts: Sequence[Part], sweep: np.ndarray, growth: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the light (H, W, C) with every layer as sharp as the sweep shows it, and where each pixel is in focus."""
+    """Return the light (C, H, W) with every layer as sharp as the sweep shows it, and where each pixel is in focus."""
     light: np.ndarray | float = np.float32(0)
     visible, most = np.float32(0), np.float32(0)
     for positions, bank in parts:
         layer = bank.at((positions - np.clip(positions, sweep[0], sweep[-1])) * growth)
-        cover = layer[..., -1]
-        light = light * (1 - cover[..., None]) + layer[..., :-1]
+        cover = layer[-1]
+        light = light * (1 - cover) + layer[:-1]
         most = most * (1 - cover)  # what is still to be seen of the surface that was seen most
         visible = np.where(cover >= most, positions, visible)
         most = np.maximum(cover, most)
