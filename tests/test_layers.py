@@ -110,7 +110,7 @@ def test_the_disc_of_a_bright_point_holds_its_light(radius):
 def test_a_point_shows_the_aperture_as_it_is(radius):
     light, aperture = np.zeros((40, 40, 1), np.float32), Aperture(blades=5, cut=(0.3, 0.2), rim=0.4)
     light[20, 20] = 1
-    shown = LightBank(light, radius, radius, aperture, 8).at(np.float32(radius))[0]
+    shown = LightBank(np.dstack((light, light)), radius, radius, aperture, 8).at(np.float32(radius))[0]
     np.testing.assert_allclose(shown[6:19, 6:19], aperture_kernel(radius, aperture), atol=1e-6)
 
 
