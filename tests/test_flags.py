@@ -11,7 +11,8 @@ BAD = ("nan", "inf", "-inf", "-1", "0", "1e300", "1" + "0" * 30, "", "junk")
 NOWHERE = "nowhere"
 RUN_WITHOUT_INPUT = {  # scripts that would work without any flag: their flags are read, no more
     "make_datasets.make_demo", "make_datasets.make_layered", "benchmarks.speed", "benchmarks.efficiency",
-    "benchmarks.training", "benchmarks.order", "benchmarks.exactness", "benchmarks.calibration", "benchmarks.quality", "benchmarks.ablation"}
+    "benchmarks.training", "benchmarks.order", "benchmarks.exactness", "benchmarks.calibration", "benchmarks.quality",
+    "benchmarks.ablation"}
 
 
 class Found(Exception):
