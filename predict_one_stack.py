@@ -69,6 +69,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_stack_flags(parser)
+    parser.set_defaults(register="auto", order="auto")  # right without flags; scores of whole sets need the names' order
     args = parser.parse_args(argv)
     args.overview = args.overview or args.overview_crop is not None
     return args

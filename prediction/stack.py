@@ -67,8 +67,8 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
 
     Raises UserError for flags that exclude each other.
     """
-    if args.reverse and args.order == "auto":
-        raise UserError("--reverse and --order auto exclude each other: give one")
+    if args.reverse and args.order == "sharpness":
+        raise UserError("--reverse and --order sharpness exclude each other: give one")
     if many and args.save_transforms:
         raise UserError("--save_transforms keeps one stack's transforms: fuse that stack alone")
     if args.reverse:
