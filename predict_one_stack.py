@@ -30,6 +30,7 @@ from outputs import MANIFEST, check_output
 from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
+from pictures.video import is_video
 from prediction.overview import make_overview
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run
 from prediction.stack import (
@@ -41,9 +42,10 @@ from prediction.stack import (
     choose_results,
     describe_duplicates,
     fuse_files,
-    open_stack,
+    opened_stack,
     tell,
 )
+from preparation.stack import examine_stack
 from streaming.frames import FrameSource
 from streaming.memory import GIB
 from streaming.settings import settings_from
@@ -58,7 +60,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
-                       help="folder of frames, in natural order of their names, or a multi-page TIFF")
+                       help="folder of frames, in natural order of their names, a multi-page TIFF, or a video of a "
+                            "focus sweep")
+    files.add_argument("--max_frames", type=number(int, 2, 10**4), default=40,
+                       help="that are taken of a video, where its focus moves")
     files.add_argument("--output_dir", required=True, help="the results go here, in the place of those of earlier runs")
     files.add_argument("--recursive", action="store_true",
                        help="fuse every folder of frames in and below input_dir into output_dir/RELATIVE/PATH")
@@ -69,7 +74,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_stack_flags(parser)
-    parser.set_defaults(register="auto", order="auto")  # right without flags; scores of whole sets need the names' order
+    parser.set_defaults(register="auto", order="auto")
     args = parser.parse_args(argv)
     args.overview = args.overview or args.overview_crop is not None
     return args
@@ -139,10 +144,17 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
 
 def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
              args: argparse.Namespace) -> dict[str, Any]:
-    """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
+    """Fuse a stack or a video into its files, made with what `describe_run` says. Returns its entry of the summary."""
+    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+        entry = fuse_frames(frames, stack if is_video(stack) else None, results, run, model, args)
+    return entry | {"notices": taken + entry["notices"]}
+
+
+def fuse_frames(frames: Sequence[Path | Page], video: Path | None, results: Results, run: dict[str, Any],
+                model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
+    """Fuse frames, of a video if one is given, into their files. Returns their entry of the summary."""
     names = list(results.files)
-    frames = open_stack(stack)
-    made_with = run | {"fused_from": describe_frames_made_from(frames)}
+    made_with = run | {"fused_from": describe_frames_made_from(frames, video)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     if kept:
@@ -160,16 +172,19 @@ def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Modul
 
 def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
-    frames = open_stack(stack)
-    check_headers(frames)
-    one_profile, converted = with_one_profile(frames)
-    source = FrameSource(one_profile, progress=True)
-    for _ in source.read_all("checking"):
-        pass
-    ordered = frames[::-1] if args.order == "reverse" else frames
-    memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
-    return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": memory, "notices": converted + describe_duplicates(frames, source)}
+    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+        check_headers(frames)
+        one_profile, converted = with_one_profile(frames)
+        source = FrameSource(one_profile, progress=True)
+        for _ in source.read_all("checking"):
+            pass
+        order, report, seen = examine_stack(one_profile, args, progress=True)
+        memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
+        moving = [f"the frames move by up to {report['motion']['step']:.1f} pixels from one to the next: they will be "
+                  "aligned"] if seen and seen.moving() else []
+        return {"status": "planned", **describe_frames_of([frames[k] for k in order], source.first),
+                "order": args.order, "memory_gib": memory, "preparation": {"motion": report.get("motion")},
+                "notices": taken + converted + report["notices"] + moving + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

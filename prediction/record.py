@@ -24,7 +24,7 @@ from utils import UserError, natural_key
 
 FREE = ("input_dir", "output_dir", "test_root", "test_datasets", "recursive", "overview", "dry_run", "json",
         "skip_existing", "model_path", "device", "compile", "max_memory", "tile", "save_transforms",
-        "reverse")  # flags that results do not depend on, or that another value here stands for
+        "max_frames", "reverse")  # flags that results do not depend on, or that another value here stands for
 
 
 def describe_run(program: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def describe_run(program: str, args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(json.dumps({"program": program, "weights": weights, "settings": settings}))
 
 
-def describe_frames_made_from(frames: Sequence[Path | Page]) -> list[list]:
-    """Return [name, bytes, time of the last change in ns] of every frame."""
-    about = [os.stat(frame.path if isinstance(frame, Page) else frame) for frame in frames]
+def describe_frames_made_from(frames: Sequence[Path | Page], source: Path | None = None) -> list[list]:
+    """Return [name, bytes, time of the last change in ns] of every frame; size and time are the source's if given."""
+    about = [os.stat(source or (frame.path if isinstance(frame, Page) else frame)) for frame in frames]
     return [[frame.name, stat.st_size, stat.st_mtime_ns] for frame, stat in zip(frames, about, strict=True)]
 
 

@@ -6,7 +6,8 @@ import argparse
 import functools
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,10 @@ from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
 from pictures.values import colorize, to_uint8
+from pictures.video import is_video
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from preparation.video import extract_sweep
 from streaming.frames import FrameSource
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
@@ -108,6 +111,20 @@ def open_stack(source: Path) -> list[Path | Page]:
     if others:
         tell(f"{source}: ignored {', '.join(path.name for path in others)} (no picture, or RAW beside pictures)")
     return frames
+
+
+@contextmanager
+def opened_stack(source: Path, max_frames: int, progress: bool) -> Iterator[tuple[list[Path | Page], list[str]]]:
+    """Give the frames of a folder, a multi-page file or a video, and lines on what was taken.
+
+    Those of a video are temporary files, at most max_frames.
+    """
+    if not is_video(source):
+        yield open_stack(source), []
+        return
+    with temporary_folder() as folder:
+        frames, line = extract_sweep(source, max_frames, folder, progress)
+        yield frames, [line]
 
 
 def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace,

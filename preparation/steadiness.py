@@ -26,7 +26,7 @@ ALIKE = 0.3  # correlation below which two frames cannot be compared
 
 
 class Step(NamedTuple):
-    """How a frame lies on its neighbour."""
+    """How a frame lies on its neighbour, by small copies."""
 
     matrix: np.ndarray  # (3, 3): the frame's pixels to the neighbour's
     error: float  # standard error of where it lies, pixels, rms over the picture
@@ -73,7 +73,7 @@ class Copies:
         for k in order:
             levels = list(pyramid(self.small[k], self.size))[::-1]
             if before is not None:
-                found.append(compare(before, levels, self.size))
+                found.append(compare_neighbours(before, levels, self.size))
             before = levels
         return Motion(found, self.size)
 
@@ -103,9 +103,13 @@ class Motion(NamedTuple):
 
     def is_confirmed(self, pairs: Sequence[Pair]) -> bool:
         """Does registration at full size find the same motion, for any step that moves?"""
-        return any(pairs[k].method in FINDERS and
-                   displacement(np.linalg.inv(self.steps[k].matrix) @ pairs[k].matrix, self.size)
-                   < 0.5 * displacement(self.steps[k].matrix, self.size) for k in self.moving())
+        return any(self.agrees(k, pairs[k]) for k in self.moving())
+
+    def agrees(self, k: int, pair: Pair) -> bool:
+        """Did registration find step k, to half its length?"""
+        seen = self.steps[k].matrix
+        apart = displacement(np.linalg.inv(seen) @ pair.matrix, self.size)
+        return pair.method in FINDERS and apart < 0.5 * displacement(seen, self.size)
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for the report: pixels, rms over the picture."""
@@ -136,15 +140,15 @@ def slopes(detail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tuple(cv2.Sobel(detail, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
 
 
-def compare(fixed: Sequence[Level], moving: Sequence[Level], size: Sequence[int]) -> Step:
+def compare_neighbours(fixed: Sequence[Level], moving: Sequence[Level], size: Sequence[int]) -> Step:
     """Find how a frame lies on its neighbour, both from coarse to fine; frames that went far begin with a shift."""
-    step = follow(fixed, moving, np.eye(3), size)
+    step = follow_motion(fixed, moving, np.eye(3), size)
     if step.alike < 2 * ALIKE:
-        step = max(step, follow(fixed, moving, far_shift(fixed, moving), size), key=lambda s: s.alike)
+        step = max(step, follow_motion(fixed, moving, far_shift(fixed, moving), size), key=lambda s: s.alike)
     return step
 
 
-def follow(fixed: Sequence[Level], moving: Sequence[Level], matrix: np.ndarray, size: Sequence[int]) -> Step:
+def follow_motion(fixed: Sequence[Level], moving: Sequence[Level], matrix: np.ndarray, size: Sequence[int]) -> Step:
     for still, other in zip(fixed, moving, strict=True):
         back = np.linalg.inv(still.scaling)
         for _ in range(3):
