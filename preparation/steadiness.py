@@ -22,7 +22,7 @@ MEMORY = 128 << 20  # bytes that all copies may take: those of a long sweep are 
 COARSEST, CELLS = 64, 12  # longer side of the coarsest level in pixels; cells along the longer side
 STEP, WAY = 1 / 3, 1.0  # pixels, rms over the picture: neighbours that move more, frames that move more in all
 SURE, SURE_WAY = 8, 5  # times the standard error
-ALIKE = 0.3  # correlation below which two frames cannot be compared
+ALIKE = 0.6  # correlation of the detail below which two frames cannot be compared
 
 
 class Step(NamedTuple):
@@ -97,7 +97,7 @@ class Motion(NamedTuple):
         """Return how far any frame lies from the middle one, pixels, rms over the picture."""
         places = [np.eye(3)]
         for step in self.steps:
-            places.append(places[-1] @ step.matrix)
+            places.append(places[-1] @ (step.matrix if step.alike > ALIKE else np.eye(3)))
         back = np.linalg.inv(places[len(places) // 2])
         return max(displacement(back @ place, self.size) for place in places)
 
@@ -143,7 +143,7 @@ def slopes(detail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def compare_neighbours(fixed: Sequence[Level], moving: Sequence[Level], size: Sequence[int]) -> Step:
     """Find how a frame lies on its neighbour, both from coarse to fine; frames that went far begin with a shift."""
     step = follow_motion(fixed, moving, np.eye(3), size)
-    if step.alike < 2 * ALIKE:
+    if step.alike < ALIKE:
         step = max(step, follow_motion(fixed, moving, far_shift(fixed, moving), size), key=lambda s: s.alike)
     return step
 
