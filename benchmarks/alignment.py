@@ -82,7 +82,7 @@ class Movement(NamedTuple):
 MOVEMENTS = (Movement("none", 0, False), Movement("to and fro", 0.2, False), Movement("to and fro", 1, True),
              Movement("to and fro", 3, True), Movement("to and fro", 20, True), Movement("once", 1, True),
              Movement("once", 60, True), Movement("all along", 4, True), Movement("zoom", 0.05, False),
-             Movement("zoom", 1, True), Movement("zoom", 4, True))
+             Movement("zoom", 2, True), Movement("zoom", 5, True))
 
 
 def place_frame(movement: Movement, k: int, n: int, size: Sequence[int], direction: np.ndarray) -> np.ndarray:

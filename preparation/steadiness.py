@@ -20,7 +20,7 @@ from preparation.pair import FINDERS, Pair, inside_black_border, overlap
 SIDES = (512, 1024)  # longer side of a copy in pixels: half the picture's, within these
 MEMORY = 128 << 20  # bytes that all copies may take: those of a long sweep are smaller
 COARSEST, CELLS = 64, 12  # longer side of the coarsest level in pixels; cells along the longer side
-STEP, WAY = 1 / 3, 1.0  # pixels, rms over the picture: neighbours that move more, frames that move more in all
+STEP, WAY = 1 / 3, 0.5  # pixels, rms over the picture: neighbours that move more, frames that move more in all
 SURE, SURE_WAY = 8, 5  # times the standard error
 ALIKE = 0.6  # correlation of the detail below which two frames cannot be compared
 
