@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import cv2
 import numpy as np
 
 from utils import UserError
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said below, in one line
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
 
@@ -26,8 +29,11 @@ def is_video(path: Path) -> bool:
 
 
 def count_moments(path: Path) -> int | None:
-    """Return how many frames the header promises, None if nothing."""
-    count = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
+    """Return how many frames the header promises, None if nothing. Raises UserError as `read_video` does."""
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        refuse_video(path)
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     return count if count > 0 else None
 
 
@@ -45,6 +51,10 @@ def read_video(path: Path) -> Iterator[Moment]:
             yield Moment(max(seconds, 0.0), np.ascontiguousarray(image[..., ::-1]))
             number, last = number + 1, max(seconds, 0.0)
         if not number:
-            raise UserError(f"{path}: no video that OpenCV can decode; convert it to H.264 in mp4, or to pictures")
+            refuse_video(path)
     finally:
         video.release()
+
+
+def refuse_video(path: Path) -> NoReturn:
+    raise UserError(f"{path}: no video that OpenCV can decode; convert it to H.264 in mp4, or to pictures")
