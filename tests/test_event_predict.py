@@ -224,12 +224,12 @@ def test_frames_in_another_order_are_refused_with_events(predict, write_events, 
         write_image(tmp_path / "in" / f"{k}.png", read_image(frames[source])[::4, ::4])
     shape = read_image(tmp_path / "in" / "1.png").shape[:2]
     write_events(tmp_path / "ev", 4, shape)
-    code, _, errors = predict(predict_one_stack, "--event_dir", tmp_path / "ev", "--order", "auto")
+    code, _, errors = predict(predict_one_stack, "--event_dir", tmp_path / "ev", "--order", "sharpness")
     assert code == 1 and len(errors) == 1 and "ev/1.png: event frames tell what happened from one frame" in errors[0]
     (tmp_path / "in" / "2.png").rename(tmp_path / "in" / "x.png")
     (tmp_path / "in" / "3.png").rename(tmp_path / "in" / "2.png")
     (tmp_path / "in" / "x.png").rename(tmp_path / "in" / "3.png")
-    assert predict(predict_one_stack, "--event_dir", tmp_path / "ev", "--order", "auto")[0] == 0
+    assert predict(predict_one_stack, "--event_dir", tmp_path / "ev", "--order", "sharpness")[0] == 0
 
 
 def test_published_weights_fuse_a_stack_that_fits(run, shared, write_stack, write_events, tmp_path):
