@@ -33,11 +33,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from baselines import BASELINES
-from benchmarks.quality import open_v1, read_csv
+from benchmarks.quality import open_v1
 from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
 from model import StackMFFV2, count_parameters
-from outputs import CsvLog, open_output, write_text, written_whole
+from outputs import CsvLog, open_output, read_csv, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from stackmff_v1.model import StackMFFV1
