@@ -76,19 +76,21 @@ class StackFolder(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
-        folder, depth_path, aif_path = self.scenes[key.index]
+        rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
+        return make_sample(crop_alike(self.read_scene(key.index), self.size, rng), key.weight)
+
+    def read_scene(self, number: int) -> dict[str, np.ndarray]:
+        """Return the maps of a scene, uncut: a stack (N, H, W), the others (H, W)."""
+        folder, depth_path, aif_path = self.scenes[number]
         stack = np.stack([luma(frame) for frame in read_stack(folder)])
-        n = len(stack)
-        maps = [*stack]
+        n, maps = len(stack), {"stack": stack}
         if depth_path:
             depth = read_depth(depth_path)
             check_size_of(depth_path, depth, stack[0], "resize the depth map")
-            maps.append(focus_target(depth, n))
-        aif = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, maps[n] * (n - 1))
-        check_size_of(aif_path, aif, stack[0], "replace or remove it")
-        rng = random_generator(self.seed, key.epoch, key.index) if self.augment else None
-        maps = crop_and_flip(np.stack((*maps, aif)), self.size, rng)
-        return make_sample(maps[:n], maps[n] if depth_path else None, maps[-1], key.weight)
+            maps["target"] = focus_target(depth, n)
+        maps["aif"] = luma(read_image(aif_path)) if aif_path else pick_pixels(stack, maps["target"] * (n - 1))
+        check_size_of(aif_path, maps["aif"], stack[0], "replace or remove it")
+        return maps
 
 
 class SyntheticStacks(Dataset):
@@ -135,9 +137,15 @@ class SyntheticStacks(Dataset):
             image = image.mean() + (image - image.mean()) * rng.uniform(0.1, 0.8)
         depth = self.draw_depth(other, rng) if self.from_segments else other
         recipe = self.recipe or random_recipe(key.num_frames, rng, self.leave_out)
-        stack, index = synthesize(image.astype(np.float32), depth, key.num_frames, recipe, rng)
-        stack = np.rint(stack * 255) / np.float32(255)  # what an 8-bit file keeps
-        return make_sample(stack, index / max(key.num_frames - 1, 1), image, key.weight)
+        maps = self.make_stack(image.astype(np.float32), depth, key.num_frames, recipe, rng)
+        maps["stack"] = np.rint(maps["stack"] * 255) / np.float32(255)  # what an 8-bit file keeps
+        return make_sample(maps | {"aif": image}, key.weight)
+
+    def make_stack(self, image: np.ndarray, depth: np.ndarray, num_frames: int, recipe: Recipe,
+                   rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return a stack (N, H, W) of a picture and its depth (H, W), and its normalised depth."""
+        stack, index = synthesize(image, depth, num_frames, recipe, rng)
+        return {"stack": stack, "target": index / max(num_frames - 1, 1)}
 
     @staticmethod
     def draw_depth(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -193,12 +201,19 @@ def crop_and_flip(maps: np.ndarray, size: int, rng: np.random.Generator | None) 
     return maps
 
 
-def make_sample(stack: np.ndarray, target: np.ndarray | None, aif: np.ndarray,
-                weight: float) -> dict[str, torch.Tensor]:
-    """Bundle a stack (N, H, W), its normalised depth, if it has one, and its all-in-focus luma as tensors."""
-    maps = {"stack": stack, "target": target, "aif": aif, "weight": weight}
-    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()
-            if values is not None}
+def crop_alike(maps: dict[str, np.ndarray], size: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Cut maps (H, W) and stacks of maps (N, H, W) of one size to (size, size), all at the same place."""
+    counts = [len(values) if values.ndim == 3 else 1 for values in maps.values()]
+    cut = crop_and_flip(np.concatenate([values.reshape(-1, *values.shape[-2:]) for values in maps.values()]), size, rng)
+    parts = np.split(cut, np.cumsum(counts)[:-1])
+    return {name: part if values.ndim == 3 else part[0]
+            for (name, values), part in zip(maps.items(), parts, strict=True)}
+
+
+def make_sample(maps: dict[str, np.ndarray], weight: float) -> dict[str, torch.Tensor]:
+    """Bundle a stack and what belongs to it as tensors, float32."""
+    maps = maps | {"weight": weight}
+    return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
 
 
 class MixedStacks(Dataset):
@@ -313,21 +328,23 @@ def drawn_frame_range(args: argparse.Namespace) -> tuple[int, int] | None:
     return tuple(args.num_frames) if args.recipe == "diverse" and len(args.num_frames) == 2 else None
 
 
-def synthetic_training_set(args: argparse.Namespace) -> SyntheticStacks | None:
+def synthetic_training_set(args: argparse.Namespace,
+                           kind: type[SyntheticStacks] = SyntheticStacks) -> SyntheticStacks | None:
     """Return the training stacks that the flags have synthesised, None without --train_aif."""
     if not args.train_aif:
         return None
-    return SyntheticStacks(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
-                           segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
-                           recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
-                           subset=args.subset_fraction_train)
+    return kind(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
+                segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
+                recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
+                subset=args.subset_fraction_train)
 
 
-def synthetic_validation_sets(args: argparse.Namespace, seed: int) -> dict[str, SyntheticStacks]:
+def synthetic_validation_sets(args: argparse.Namespace, seed: int,
+                              kind: type[SyntheticStacks] = SyntheticStacks) -> dict[str, SyntheticStacks]:
     """Return the validation stacks that the flags have synthesised, by the name of their recipe."""
     if not args.val_aif:
         return {}
     recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
-    return {name: SyntheticStacks(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
-                                  segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=seed,
-                                  subset=args.subset_fraction_val) for name, recipe in recipes.items()}
+    return {name: kind(args.val_aif, args.val_image_size, depth_dir=args.val_depth, segment_dirs=args.val_segments,
+                       recipe=recipe, augment=False, seed=seed, subset=args.subset_fraction_val)
+            for name, recipe in recipes.items()}

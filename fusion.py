@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from model import load_model
+from pictures.events import EventStack
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
 from streaming.frames import FrameSource
@@ -38,17 +39,29 @@ class Fusion(NamedTuple):
 
 
 # where each network of the family is run over a stack: find_focus(source, model, settings) -> FocusMaps,
-# plan_stack(source, model, settings), check_settings(settings), GIVES_CONFIDENCE
-PASSES = {"stackmff_v2": "streaming.passes", "stackmff_v1": "stackmff_v1.passes"}
+# plan_stack(source, model, settings), check_settings(settings, model), GIVES_CONFIDENCE, TAKES_EVENTS
+PASSES = {"stackmff_v2": "streaming.passes", "stackmff_v1": "stackmff_v1.passes",
+          "event_stackmff": "event_stackmff.passes"}
 
 
 def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, model: nn.Module,
-               settings: FusionSettings = FusionSettings()) -> Fusion:  # noqa: B008 (frozen)
+               settings: FusionSettings = FusionSettings(),  # noqa: B008 (frozen)
+               events: Sequence[str | Path | Page | np.ndarray] | EventStack | None = None) -> Fusion:
     """Fuse a focal stack given as files, pages of files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
 
-    Raises UserError if a file cannot be read or the frames differ in size, colour or bit depth.
+    events: for networks that take them, one event frame per frame: files (pictures or .npy, red being brighter), or
+    arrays (H, W), numbers in -1..1 or whole net counts, + brighter; of frame k what happened since frame k - 1.
+    `EventStack` says what else is to be done with them. A `FrameSource` holds its events.
+    Raises UserError if a file cannot be read, the frames differ in size, colour or bit depth, or the network needs
+    events and there are none, or takes none and there are some.
     """
-    source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress)
+    if events is not None and not isinstance(events, EventStack):
+        events = EventStack(events)
+    source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress, events)
+    if takes_events(model) != (source.events is not None):
+        raise UserError(f"weights of {model.network}: " + (
+            "they need an event frame for every frame; give them, or weights of StackMFF-V2" if takes_events(model)
+            else "they take no events; leave these out, or give weights of EventStackMFF"))
     with torch.inference_mode(), closing(passes_of(model).find_focus(source, model, settings)) as focus:
         fused = sample_frames(source, focus)
         if settings.smooth:
@@ -118,21 +131,23 @@ def smooth_index(index: np.ndarray, confidence: np.ndarray, guide: np.ndarray, r
 
 
 def passes_of(model: nn.Module) -> ModuleType:
-    """Return the module that runs this network over a stack. UserError if pictures do not suffice."""
-    if model.network not in PASSES:
-        raise UserError(f"weights of {model.network}: it needs an event stack beside the pictures, which the "
-                        "predictors do not take; give weights of StackMFF-V2 or V1")
+    """Return the module that runs this network over a stack."""
     return importlib.import_module(PASSES[model.network])
 
 
 def check_network(model: nn.Module, settings: FusionSettings) -> None:
     """Raise UserError for settings that this network does not have."""
-    passes_of(model).check_settings(settings)
+    passes_of(model).check_settings(settings, model)
 
 
 def gives_confidence(model: nn.Module) -> bool:
     """Return whether the network says how sure it is of its focus index."""
     return passes_of(model).GIVES_CONFIDENCE
+
+
+def takes_events(model: nn.Module) -> bool:
+    """Return whether the network needs an event stack beside the frames."""
+    return passes_of(model).TAKES_EVENTS
 
 
 def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSettings) -> Any:
@@ -145,6 +160,6 @@ def open_model(args: argparse.Namespace) -> nn.Module:
     device = pick_device(args.device)
     try:
         model = load_model(args.model_path, device)
-        return model.to(memory_format=torch.channels_last) if model.network == "stackmff_v2" else model
+        return model.to(memory_format=torch.channels_last) if model.network != "stackmff_v1" else model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None

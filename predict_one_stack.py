@@ -2,6 +2,8 @@
 
     python predict_one_stack.py --input_dir assets/motorcycle --output_dir output
     python predict_one_stack.py --input_dir stacks --recursive --output_dir output --skip_existing
+    python predict_one_stack.py --model_path event_stackmff/model.pth --input_dir assets/motorcycle \\
+           --event_dir assets/motorcycle_events --output_dir output
 
 Writes fused.png (every pixel copied from one frame, at the frames' bit depth), focus_index.png and .npy (which frame,
 from 0), depth.png (16 bit, near = 0), depth_color.png and confidence.png. The exit code is 0 only if every stack was
@@ -14,6 +16,7 @@ if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -25,8 +28,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fusion import estimate_memory, open_model
+from fusion import estimate_memory, open_model, takes_events
 from outputs import MANIFEST, check_output
+from pictures.events import EventStack
 from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
@@ -41,6 +45,7 @@ from prediction.stack import (
     choose_results,
     describe_duplicates,
     fuse_files,
+    open_events,
     open_stack,
     tell,
 )
@@ -59,6 +64,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
                        help="folder of frames, in natural order of their names, or a multi-page TIFF")
+    files.add_argument("--event_dir", help="event frames of the frames' names, or an array of them (.npy), for weights "
+                                           "of EventStackMFF; with --recursive event_dir/RELATIVE/PATH")
     files.add_argument("--output_dir", required=True, help="the results go here, in the place of those of earlier runs")
     files.add_argument("--recursive", action="store_true",
                        help="fuse every folder of frames in and below input_dir into output_dir/RELATIVE/PATH")
@@ -103,9 +110,13 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     """Fuse every stack that the flags name; a line for each, and an entry in the summary. Returns the exit code."""
     check_stack_flags(args, many=args.recursive)
     root, output = Path(args.input_dir), check_output(args.output_dir)
-    if os.path.realpath(root) == os.path.realpath(output):
-        raise UserError(f"{output}: is the input; the results would be frames of the next run")
+    for source in (root, args.event_dir):
+        if source and os.path.realpath(source) == os.path.realpath(output):
+            raise UserError(f"{output}: is the input; the results would be frames of the next run")
     stacks = find_stacks(root, output) if args.recursive else [root]
+    if args.event_dir:
+        inner = Path(os.path.realpath(args.event_dir))
+        stacks = [stack for stack in stacks if not Path(os.path.realpath(stack)).is_relative_to(inner)] or stacks
     places = [output / stack.relative_to(root) if args.recursive else output for stack in stacks]
     names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else [])]
     results = [Results(place, MANIFEST, dict(zip(names, names, strict=True)), PROGRAM) for place in places]
@@ -118,7 +129,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     for notice in notices:
         tell(notice)
     results = [Results(place, MANIFEST, dict(zip(given, given, strict=True)), PROGRAM) for place in places]
-    run = {} if args.dry_run else describe_run(PROGRAM, args)
+    run = {} if args.dry_run else describe_run(PROGRAM, args, takes_events(model))
     for stack, result in zip(stacks, results, strict=True):
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
@@ -141,13 +152,14 @@ def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Modul
     """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
     names = list(results.files)
     frames = open_stack(stack)
-    made_with = run | {"fused_from": describe_frames_made_from(frames)}
+    events = open_events(event_place(stack, args), frames) if args.event_dir else []
+    made_with = run | {"fused_from": describe_frames_made_from(frames, events)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     if kept:
         return {"status": "skipped", "files": names, "notices": notices}
     begin = time.perf_counter()
-    result = fuse_files(frames, model, args, progress=True)
+    result = fuse_files(frames, model, args, progress=True, events=events)
     if args.overview:
         result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                       result.report.get("crop", (0, 0))[:2])
@@ -157,13 +169,24 @@ def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Modul
             "notices": notices + result.notices}
 
 
+def event_place(stack: Path, args: argparse.Namespace) -> Path:
+    """Return where the event frames of a stack are: a folder, or a .npy file of a folder's or stack's name."""
+    if not args.recursive:
+        return Path(args.event_dir)
+    place = Path(args.event_dir) / stack.relative_to(args.input_dir)
+    others = [place.parent / f"{place.name}.npy", place.with_suffix(".npy"), place.with_suffix("")]  # of a.tif: a
+    return next((other for other in (place, *others) if other.is_dir() or other.suffix == ".npy" and other.is_file()),
+                place)
+
+
 def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
     frames = open_stack(stack)
     check_headers(frames)
     one_profile, converted = with_one_profile(frames)
-    source = FrameSource(one_profile, progress=True)
-    for _ in source.read_all("checking"):
+    events = open_events(event_place(stack, args), frames) if args.event_dir else []
+    source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
+    for _ in itertools.chain(source.read_all("checking"), source.read_events() if events else ()):
         pass
     ordered = frames[::-1] if args.order == "reverse" else frames
     memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)

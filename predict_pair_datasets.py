@@ -5,7 +5,9 @@
 Reads TEST_ROOT/DATASET/{A,B}/NAME.* (also imageA and imageB, source_1 and source_2), DATASET/SCENE/{A,B}.* or
 DATASET/NAME-{A,B}.*; in the first form names may end in -A and -B too. Pairs are matched by name; a picture without
 partner is an error, after all others are done. Results and scores are those of predict_datasets.py, and besides
-focus_map/NAME.png: 0 where the pixel comes from A, 255 where it comes from B.
+focus_map/NAME.png: 0 where the pixel comes from A, 255 where it comes from B. With weights of EventStackMFF the event
+frames are expected in one of these forms in DATASET/event_stack/ or EVENT_ROOT/DATASET/; those of B tell what happened
+between A and B.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 from torch import nn
 
 import predict_datasets
-from evaluation.sets import StackScene
+from evaluation.sets import StackScene, is_beside_scenes, stack_place
 from pictures.listing import index_by_stem, list_images
 from prediction.datasets import KINDS, predict_all
 from prediction.stack import StackResult, fuse_files
@@ -38,13 +40,15 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 @command
 def main(argv=None) -> int:
-    return predict_all(parse_args(argv), find_pairs, fuse_pair, ("focus_map", *KINDS), "predict_pair_datasets.py")
+    return predict_all(parse_args(argv), find_pairs, find_event_pairs, fuse_pair, ("focus_map", *KINDS),
+                       "predict_pair_datasets.py")
 
 
 def find_pairs(root: Path) -> tuple[list[StackScene], list[str]]:
     """Return a dataset's pairs in natural order, and a line for every picture without partner."""
     if not root.is_dir():
         raise UserError(f"{root}: no such directory")
+    root = stack_place(root)
     for folders in PAIR_FOLDERS:
         if all((root / folder).is_dir() for folder in folders):
             return match_sides(*(list_images(root / folder)[0] for folder in folders))
@@ -53,6 +57,14 @@ def find_pairs(root: Path) -> tuple[list[StackScene], list[str]]:
         b_side = [path for path in pictures if strip_side(path.stem, "B") != path.stem]
         return match_sides([path for path in pictures if path not in b_side], b_side)
     return find_pair_folders(root)
+
+
+def find_event_pairs(place: Path) -> dict[str, tuple[Path, ...]]:
+    """Return {scene: its two event frames} of the event stacks of a dataset. UserError if one has no partner."""
+    scenes, wrong = find_pairs(place)
+    if wrong:
+        raise UserError(wrong[0])
+    return {scene.name: scene.source for scene in scenes}
 
 
 def strip_side(stem: str, side: str = "AB") -> str:
@@ -86,7 +98,7 @@ def find_pair_folders(root: Path) -> tuple[list[StackScene], list[str]]:
     """Return the pairs of a dataset with a folder per scene."""
     scenes, wrong = [], []
     for folder in list_folders(root):
-        if folder.name == "AiF" or folder.name.startswith("depth"):  # the truth
+        if is_beside_scenes(folder.name):
             continue
         try:
             sides = {stem.upper(): path for stem, path in index_by_stem(folder).items()}
@@ -105,9 +117,10 @@ def find_pair_folders(root: Path) -> tuple[list[StackScene], list[str]]:
     return scenes, wrong
 
 
-def fuse_pair(frames: Sequence[Path], model: nn.Module, args: argparse.Namespace) -> StackResult:
+def fuse_pair(frames: Sequence[Path], model: nn.Module, args: argparse.Namespace,
+              events: Sequence[Path] | None = None) -> StackResult:
     """Fuse a pair and add the decision as a black and white picture."""
-    result = fuse_files(frames, model, args)
+    result = fuse_files(frames, model, args, events=events)
     result.files["focus_map.png"] = np.where(result.files["focus_index.png"] > 0, np.uint8(255), np.uint8(0))
     return result
 

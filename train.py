@@ -14,7 +14,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,23 +39,44 @@ from training import VAL_SEED, Batch, add_training_flags, train_network
 from utils import Parser, UserError, boolean, command, number
 
 MAX_SETS = 5
+SET_FOLDERS = {"stack": "stacks: DIR/SCENE/1.png ..", "depth_continuous": "depth maps DIR/SCENE.png, near = 0"}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
+    add_set_flags(parser, SET_FOLDERS, MAX_SETS)
+    add_synthesis_flags(parser)
+    group = parser.add_argument_group("training")
+    add_loss_flags(group)
+    add_training_flags(parser, group, save_name="stackmff_v2")
+    args = parser.parse_args(argv)
+    check_data_flags(parser, args)
+    return args
+
+
+def add_set_flags(parser: argparse.ArgumentParser, folders: Mapping[str, str], count: int) -> None:
+    """Add the flags that `disk_sets` reads: of each of `count` sets its folders, their flags' names with their help."""
     for part in ("train", "val"):
-        group = parser.add_argument_group(f"{part} sets on disk, up to {MAX_SETS}")
-        for k in range(1, MAX_SETS + 1):
-            end = "" if k == 1 else f"_{k}"
-            group.add_argument(f"--{part}_stack{end}", metavar="DIR", help="stacks: DIR/SCENE/1.png ..")
-            group.add_argument(f"--{part}_depth_continuous{end}", metavar="DIR",
-                               help="depth maps DIR/SCENE.png, near = 0")
+        group = parser.add_argument_group(f"{part} sets on disk, up to {count}")
+        for k in range(1, count + 1):
+            for kind, text in folders.items():
+                group.add_argument(folder_flag(part, kind, k), metavar="DIR", help=text)
             group.add_argument(f"--use_{part}_dataset_{k}", type=boolean, nargs="?", const=True, default=True,
                                metavar="true|false", help="false leaves the set out")
         add_subset_flag(group, part)
-    add_synthesis_flags(parser)
+
+
+def folder_flag(part: str, kind: str, k: int) -> str:
+    return f"--{part}_{kind}" if k == 1 else f"--{part}_{kind}_{k}"
+
+
+def in_words(flags: Sequence[str]) -> str:
+    return f"{', '.join(flags[:-1])} and {flags[-1]}"
+
+
+def add_loss_flags(group: Any) -> None:
+    """Add the flags that `FocusTask` reads."""
     weight = number(float, 0, 1e6)
-    group = parser.add_argument_group("training")
     group.add_argument("--ce_weight", type=weight, default=0.0,
                        help="weight of the cross-entropy of P, 0: Eq. 9 alone")
     group.add_argument("--fusion_weight", type=weight, default=0.0,
@@ -62,10 +85,6 @@ def parse_args(argv=None) -> argparse.Namespace:
                        help="the same for frames mixed by a softened P, 0: not used")
     group.add_argument("--fast_share", type=number(float, 0, 1), default=0.0,
                        help="share of the steps that compare frames at half resolution, a quarter of the work")
-    add_training_flags(parser, group, save_name="stackmff_v2")
-    args = parser.parse_args(argv)
-    check_data_flags(parser, args)
-    return args
 
 
 @command
@@ -77,11 +96,15 @@ class FocusTask:
     """What is StackMFF-V2's of a training (`training.Task`)."""
 
     parts = ("mse", "ce", "fusion", "blend")
+    folders, max_sets, from_disk = SET_FOLDERS, MAX_SETS, StackFolder  # a set on disk
+    synthesised = SyntheticStacks
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.data = training_set(args)
-        self.val_sets = validation_sets(args)
+        trains, self.val_sets = (disk_sets(args, part, self.folders, self.max_sets, self.from_disk)
+                                 for part in ("train", "val"))
+        self.data = mixed([*trains.values(), synthetic_training_set(args, self.synthesised)], self.folders)
+        self.val_sets |= synthetic_validation_sets(args, VAL_SEED, self.synthesised)
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
     def new_model(self) -> StackMFFV2:
@@ -124,32 +147,31 @@ class FocusTask:
         return {"temperature": model.temperature.item()}
 
 
-def disk_sets(args: argparse.Namespace, part: str) -> dict[str, StackFolder]:
-    """Return the enabled sets on disk of `part` (train or val) by name."""
+def disk_sets(args: argparse.Namespace, part: str, folders: Iterable[str], count: int,
+              kind: Any) -> dict[str, StackFolder]:
+    """Return the enabled sets on disk of `part` (train or val) by name.
+
+    folders: what `add_set_flags` got; kind: makes a set of them.
+    """
     sets = {}
-    for k in range(1, MAX_SETS + 1):
-        end = "" if k == 1 else f"_{k}"
-        stacks, depths = (getattr(args, f"{part}_{kind}{end}") for kind in ("stack", "depth_continuous"))
-        if bool(stacks) != bool(depths):
-            raise UserError(f"--{part}_stack{end} and --{part}_depth_continuous{end} go together: give both")
-        if stacks and getattr(args, f"use_{part}_dataset_{k}"):
-            size, seed = ((args.training_image_size, args.seed) if part == "train" else
-                          (args.val_image_size, VAL_SEED))
-            sets[f"dataset_{k}"] = StackFolder(stacks, depths, size, part == "train", seed,
-                                               getattr(args, f"subset_fraction_{part}"))
+    size, seed = ((args.training_image_size, args.seed) if part == "train" else (args.val_image_size, VAL_SEED))
+    for k in range(1, count + 1):
+        flags = [folder_flag(part, folder, k) for folder in folders]
+        places = [getattr(args, flag.removeprefix("--")) for flag in flags]
+        if any(places) and not all(places):
+            raise UserError(f"{in_words(flags)} go together: give {'both' if len(flags) == 2 else 'all'}")
+        if all(places) and getattr(args, f"use_{part}_dataset_{k}"):
+            sets[f"dataset_{k}"] = kind(*places, size, part == "train", seed, getattr(args, f"subset_fraction_{part}"))
     return sets
 
 
-def training_set(args: argparse.Namespace) -> MixedStacks:
-    parts = [*disk_sets(args, "train").values(), synthetic_training_set(args)]
+def mixed(parts: Sequence[StackFolder | SyntheticStacks | None], folders: Iterable[str]) -> MixedStacks:
+    """Return the training sets that are there as one. Raises UserError if none is."""
     parts = [part for part in parts if part is not None]
     if not parts:
-        raise UserError("no training set: give --train_stack and --train_depth_continuous, or --train_aif")
+        flags = in_words([folder_flag("train", folder, 1) for folder in folders])
+        raise UserError(f"no training set: give {flags}, or --train_aif")
     return MixedStacks(parts)
-
-
-def validation_sets(args: argparse.Namespace) -> dict[str, StackFolder | SyntheticStacks]:
-    return disk_sets(args, "val") | synthetic_validation_sets(args, VAL_SEED)
 
 
 def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -158,7 +180,7 @@ def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:
         model = load_model(path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-    if not isinstance(model, StackMFFV2) or model.config.readout == "stretch":
+    if model.network != StackMFFV2.network or model.config.readout == "stretch":
         raise UserError(f"{path}: weights without a learned temperature; begin with ones that train.py wrote")
     return model.state_dict()
 

@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from baselines import BASELINES
-from benchmarks.surface import Maps, make_surface_table, judge_maps
+from benchmarks.surface import Maps, judge_maps, make_surface_table
 from fusion import Fusion, fuse_stack, open_model
 from loss import image_quality
 from make_datasets.make_dataset import Recipe, draw_optics, match_scenes, synthesize, write_frames

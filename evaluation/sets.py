@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset import stack_folder
+from dataset import STACK_FOLDERS, stack_folder
 from pictures.listing import Page, index_by_stem, list_frames
-from utils import UserError, list_folders
+from utils import UserError, list_folders, natural_key
+
+EVENT_FOLDERS = ("event_stack", "event_stacks")
 
 
 class StackScene(NamedTuple):
     name: str
     source: Path | tuple[Path, ...]  # a folder, or the frames
+    events: Path | tuple[Path, ...] | None = None  # a folder or .npy file, or the event frames
 
     def frames(self) -> Sequence[Path | Page]:
         return self.source if isinstance(self.source, tuple) else list_frames(self.source)[0]
@@ -33,9 +36,50 @@ def choose_datasets(test_root: str | Path, names: Sequence[str] | None) -> list[
     return list(dict.fromkeys(names or [folder.name for folder in list_folders(test_root)]))
 
 
-def find_scenes(root: Path) -> tuple[list[StackScene], list[str]]:
-    """Return the folders of a dataset's stacks. Raises UserError if there are none."""
-    return [StackScene(folder.name, folder) for folder in list_folders(stack_folder(root))], []
+def find_scenes(root: Path, bare: bool = False) -> tuple[list[StackScene], list[str]]:
+    """Return the folders of a dataset's stacks; bare: they may also lie in it directly. UserError if there are none."""
+    place = stack_place(root) if bare else stack_folder(root)
+    return [StackScene(folder.name, folder) for folder in list_folders(place)
+            if place != root or not is_beside_scenes(folder.name)], []
+
+
+def stack_place(root: Path) -> Path:
+    """Return the folder of a dataset's stacks, or the dataset itself if it has none."""
+    return next((root / name for name in STACK_FOLDERS if (root / name).is_dir()), root)
+
+
+def is_beside_scenes(name: str) -> bool:
+    """Return whether a folder among a dataset's scenes is none: the truth, or events."""
+    return name == "AiF" or name.startswith("depth") or name in EVENT_FOLDERS
+
+
+def event_folder(dataset: Path, event_root: str | None) -> Path:
+    """Return where a dataset's event stacks are, in it or in a root of their own. UserError if there are none."""
+    base = Path(event_root) / dataset.name if event_root else dataset
+    places = [*(base / name for name in EVENT_FOLDERS), *([base] if event_root else [])]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(f"{dataset}: no event frames of its stacks; expected {places[0]}/SCENE/"
+                    + (f" or {base}/SCENE/" if event_root else ", or --event_root"))
+
+
+def find_event_stacks(place: Path) -> dict[str, Path]:
+    """Return {scene: folder, or .npy file (N, H, W)} of the event stacks of a dataset."""
+    return {path.name if path.is_dir() else path.stem: path for path in sorted(place.iterdir(), key=natural_key)
+            if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() == ".npy")}
+
+
+def with_events(scenes: Sequence[StackScene], events: Mapping[str, Path | tuple[Path, ...]],
+                place: Path) -> tuple[list[StackScene], list[str]]:
+    """Return the scenes that have events, with them, and a line for every scene and every event stack alone."""
+    names = {scene.name for scene in scenes}
+    wrong = [f"{scene.name}: no event frames of this name in {place}, for those in "
+             f"{scene.source[0].parent if isinstance(scene.source, tuple) else scene.source}; add or rename them"
+             for scene in scenes if scene.name not in events]
+    wrong += [f"{path[0] if isinstance(path, tuple) else path}: event frames of a scene that is not there; rename or "
+              "remove them" for name, path in events.items() if name not in names]
+    return [scene._replace(events=events[scene.name]) for scene in scenes if scene.name in events], wrong
 
 
 def find_truth(root: Path) -> dict[str, dict[str, Path]]:

@@ -1,9 +1,10 @@
 """EventStackMFF (Wu and Xie, 2026): a focal stack and its event stack -> focus map. Ours, and the published network.
 
 An event camera beside the picture camera reports, while the focus sweeps, where the brightness changes: at a bright
-detail it brightens until the detail is in focus and darkens afterwards. Ours is StackMFF-V2. What the events say enters
-its encoder through gates, and the focus volume, where the recurrent stage can add up what came before a frame and what
-comes after it. Without events it is StackMFF-V2, so it can begin from V2's weights.
+detail it brightens until the detail is in focus and darkens afterwards, at a dark one the reverse. So events times the
+detail that the picture shows there say, whatever the detail, whether things get sharper. Ours is StackMFF-V2. What the
+events say enters its encoder through gates, and the focus volume, where the recurrent stage can add up what came before
+a frame and what comes after it. Without events it is StackMFF-V2, so it can begin from V2's weights.
 
 Letters: B batch, N frames, C channels, H height, W width.
 """
@@ -37,21 +38,43 @@ def with_next(events: Tensor) -> Tensor:
     return torch.cat((by_frame(events), by_frame(following)), dim=1)
 
 
-class EventEncoder(nn.Module):
-    """Events (F, 2, H, W) -> scales (F, C, H/2, W/2) and coarser. No bias and no norm: no events give zeros.
+class Detail(nn.Conv2d):
+    """What stands out of a frame (F, 1, H, W) at some sizes, -1..1 (F, C, H, W): begins as differences of Gaussians."""
 
-    Signs tell the direction, absolute values the amount. A norm would divide the amount out, and it is the cue.
+    CONTRAST = 10  # a tenth of white stands out clearly
+
+    def __init__(self, sizes: int) -> None:
+        super().__init__(1, sizes, 7, padding=3, padding_mode="replicate", bias=False)
+
+    def begin(self) -> None:
+        squares = torch.arange(-3, 4).square()
+        squares = (squares[:, None] + squares).float()
+        bells = [torch.exp(-squares / (2 * sigma**2)) for sigma in (0.3 * 1.7**k for k in range(self.out_channels + 1))]
+        bells = torch.stack([bell / bell.sum() for bell in bells])
+        with torch.no_grad():
+            self.weight.copy_(self.CONTRAST * (bells[:-1] - bells[1:])[:, None])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return torch.tanh(super().forward(frames))
+
+
+class EventEncoder(nn.Module):
+    """Events (F, 2, H, W) and a frame's detail (F, D, H, W) -> scales (F, C, H/2, W/2) and coarser.
+
+    Signs tell the direction, absolute values the amount, products with the detail whether things get sharper. No bias
+    and no norm: no events give zeros. A norm would divide the amount out, and it is a cue.
     """
 
-    def __init__(self, frames: int, channels: tuple[int, ...], groups: int | None) -> None:
+    def __init__(self, frames: int, details: int, channels: tuple[int, ...], groups: int | None) -> None:
         super().__init__()
-        widths = (2 * frames, *channels)
+        widths = (frames * (2 + details), *channels)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False)
                                           for a, b in zip(widths, channels, strict=False))
         self.norms = nn.ModuleList(nn.GroupNorm(groups, c) if groups else nn.Identity() for c in channels)
 
-    def forward(self, events: Tensor) -> list[Tensor]:
-        x, scales = GAIN * torch.cat((events, events.abs()), dim=1), []
+    def forward(self, events: Tensor, detail: Tensor) -> list[Tensor]:
+        sharper = (events[:, :, None] * detail[:, None]).flatten(1, 2)  # (F, 2 D, H, W)
+        x, scales = GAIN * torch.cat((events, events.abs(), sharper), dim=1), []
         for convolve, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.avg_pool2d(F.gelu(norm(convolve(x))), 2)
             scales.append(x)
@@ -78,7 +101,8 @@ class EventULDANet(ULDANet):
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config.channels, config.groups)
         depth = max(config.event_levels) + 1
-        self.events = EventEncoder(1 + config.next_events, config.event_channels[:depth],
+        self.detail = Detail(config.event_details) if config.event_details else None
+        self.events = EventEncoder(1 + config.next_events, config.event_details, config.event_channels[:depth],
                                    config.groups if config.event_norm else None)
         self.entries = nn.ModuleDict({
             str(level): EventEntry(config.channels[level], config.event_channels[level], config.detach_gate)
@@ -89,7 +113,7 @@ class EventULDANet(ULDANet):
             self.event_head = None
 
     def forward(self, frames: Tensor, events: Tensor) -> Tensor:
-        said = self.events(events)
+        said = self.events(events, self.detail(frames) if self.detail else frames[:, :0])
         x, scales = frames, []
         for level, (encode, norm) in enumerate(zip([self.stem, *self.encoders], self.encoder_norms, strict=True)):
             x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
@@ -104,6 +128,7 @@ class EventULDANet(ULDANet):
 class EventConfig(ModelConfig):
     readout: str = "peak"
     event_channels: tuple[int, ...] = (12, 16, 24, 32, 48)  # of the event encoder's levels, as far as they are needed
+    event_details: int = 3  # sizes of detail that events are multiplied with; 0: signs and amounts only
     event_levels: tuple[int, ...] = (0, 1, 2)  # of the encoder, 0 the finest, at which events enter
     event_volume: int = 4  # channels of the focus volume that hold events; 0: they only enter the encoder
     # the published network's faults, one by one, for ablations
@@ -130,6 +155,8 @@ class EventStackMFF(StackMFFV2):
         self.inter = BiConvGRU(config.channels[0] + config.event_volume, config.hidden)
         for part in (self.intra, self.inter):
             part.apply(initialise)
+        if self.intra.detail:
+            self.intra.detail.begin()
 
     def forward(self, stack: Tensor, events: Tensor, fast: bool = False) -> FocusMap:
         """Regress the focus map of grey stacks and their events, both (B, N, H, W), any N >= 1, H and W.

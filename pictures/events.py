@@ -7,10 +7,12 @@ brighter, 0 that nothing happened. As a picture: red +, blue -, the paler the fe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pictures.headers import read_header
 from pictures.listing import Page, list_images
 from pictures.reading import read_image
 from utils import UserError, natural_key
@@ -105,12 +107,17 @@ def read_events(frame: str | Path | Page, positive: str = "red") -> np.ndarray:
         except ValueError as error:
             raise UserError(f"{frame}: {error}") from None
     values = _open_array(path, (3,))[frame.page] if isinstance(frame, Page) else _open_array(path, (2,))
+    return _signed(values, frame)
+
+
+def _signed(values: np.ndarray, name: object) -> np.ndarray:
+    """Return an array of whole or broken numbers as an event frame. Raises UserError naming it."""
     if np.issubdtype(values.dtype, np.signedinteger):
         return np.clip(values / np.float32(FULL), -1, 1).astype(np.float32)
     if not np.issubdtype(values.dtype, np.floating):
-        raise UserError(f"{frame}: {values.dtype} values have no sign; save whole numbers with one, or -1..1")
+        raise UserError(f"{name}: {values.dtype} values have no sign; save whole numbers with one, or -1..1")
     if not (np.abs(values) <= 1).all():  # NaN is not either
-        raise UserError(f"{frame}: values beyond -1..1; save net counts as whole numbers, or divide them")
+        raise UserError(f"{name}: values beyond -1..1; save net counts as whole numbers, or divide them")
     return values.astype(np.float32)
 
 
@@ -139,6 +146,20 @@ def pair_with_events(frames: Sequence[Path | Page], events: Sequence[Path | Page
     return list(zip(frames, events, strict=True))
 
 
+def check_event_headers(frames: Sequence[Path | Page], events: Sequence[Path | Page]) -> None:
+    """Raise UserError if an event frame has not its frame's size, as far as the headers say."""
+    for frame, event in zip(frames, events, strict=True):
+        path = event.path if isinstance(event, Page) else event
+        if path.suffix.lower() == ".npy":
+            size = _open_array(path, (2, 3)).shape[-2:]
+        else:
+            header = read_header(event)
+            size = header and (header.height, header.width)
+        kind = read_header(frame)
+        if kind and size and sorted(kind[:2]) != sorted(size):
+            _refuse_size(frame, (kind.height, kind.width), event, size)
+
+
 def _place(files: Sequence[Path | Page]) -> Path:
     first = files[0]
     return first.path if isinstance(first, Page) else first.parent
@@ -147,5 +168,40 @@ def _place(files: Sequence[Path | Page]) -> Path:
 def check_event_size(frame: Path | Page, shape: Sequence[int], event: Path | Page, events: np.ndarray) -> None:
     """Raise UserError unless an event frame has the height and width of its frame."""
     if tuple(shape[:2]) != events.shape:
-        raise UserError(f"{event}: {events.shape[1]}x{events.shape[0]} pixels, but {frame} has {shape[1]}x{shape[0]}; "
-                        "event frames must lie on their frames pixel by pixel")
+        _refuse_size(frame, shape, event, events.shape)
+
+
+def _refuse_size(frame: object, shape: Sequence[int], event: object, event_shape: Sequence[int]) -> None:
+    raise UserError(f"{event}: {event_shape[1]}x{event_shape[0]} pixels, but {frame} has {shape[1]}x{shape[0]}; "
+                    "event frames must lie on their frames pixel by pixel")
+
+
+@dataclass(frozen=True)
+class EventStack:
+    """The event frames of a stack and how they are to be read, in the focal order of its frames."""
+
+    frames: Sequence[str | Path | Page | np.ndarray]  # arrays (H, W) as `read_events` takes them from files
+    positive: str = "red"
+    reverse: bool = False  # the stack's frames are in reverse order, the event frames as they were taken
+    crop: tuple[int, int, int, int] | None = None  # left, top, width and height of what stays
+
+    def number(self, k: int) -> int:
+        """Return which of the event frames tells what happened before frame k of the stack."""
+        return len(self.frames) - k if self.reverse and k else k
+
+    def name(self, k: int) -> Path | Page:
+        frame = self.frames[self.number(k)]
+        return Path(f"event frame {k}") if isinstance(frame, np.ndarray) else frame
+
+    def load(self, k: int) -> np.ndarray:
+        """Return event frame k, float32 (H, W) in -1..1.
+
+        Backwards in time, darker becomes brighter, and between two frames happens what did before the later one. What
+        happened before the frame that comes first then is not known: nothing.
+        """
+        frame = self.frames[self.number(k)]
+        events = _signed(frame, self.name(k)) if isinstance(frame, np.ndarray) else read_events(frame, self.positive)
+        if self.crop:
+            left, top, width, height = self.crop
+            events = events[top : top + height, left : left + width]
+        return events * np.float32(-1 if k else 0) if self.reverse else events

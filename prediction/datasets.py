@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from dataset import focus_target
 from evaluation.measures import score_picture
-from evaluation.sets import StackScene, choose_datasets, find_truth
-from fusion import fuse_stack, open_model
+from evaluation.sets import StackScene, choose_datasets, event_folder, find_truth, with_events
+from fusion import fuse_stack, open_model, takes_events
 from loss import depth_errors
 from outputs import check_apart, check_output
 from pictures.reading import read_depth, read_image
@@ -31,6 +31,7 @@ from prediction.stack import (
     check_stack_flags,
     choose_results,
     fuse_files,
+    open_events,
     open_stack,
     tell,
 )
@@ -43,17 +44,21 @@ SCORES, SUMMARY = ("scene", *FIGURES, "made_with"), ("dataset", "scenes", *FIGUR
 
 
 def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[StackScene], list[str]]],
+                find_events: Callable[[Path], Mapping[str, Path | tuple[Path, ...]]],
                 fuse: Callable[..., StackResult] = fuse_files, kinds: Sequence[str] = KINDS,
                 program: str = "predict_datasets.py") -> int:
     """Fuse and score all datasets, together with the other processes if torchrun started several.
 
-    find: returns a dataset's scenes, and what is wrong with it, in lines. Returns the exit code.
+    find: returns a dataset's scenes, and what is wrong with it, in lines. find_events: returns the event stacks of a
+    folder by scene. Returns the exit code.
     """
     keep_freed_memory()
     check_stack_flags(args, many=True)
     root, output = Path(args.test_root), check_output(args.output_dir)
     names = choose_datasets(root, args.test_datasets)
-    check_apart_from_root(root, names, output)
+    for source in (root, args.event_root):
+        if source:
+            check_apart_from_root(Path(source), names, output)
     args.device = str(start_processes(args.device, "gloo"))
     try:
         model = open_model(args)
@@ -62,7 +67,12 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
         datasets = {}
         for name in names:
             try:
-                datasets[name] = *find(root / name), find_truth(root / name)
+                scenes, wrong = find(root / name)
+                if takes_events(model):
+                    place = event_folder(root / name, args.event_root)
+                    scenes, alone = with_events(scenes, find_events(place), place)
+                    wrong += alone
+                datasets[name] = scenes, wrong, find_truth(root / name)
             except UserError as error:
                 failures.append(str(error))
         suffixes = {kind: args.output_format if kind == "fused" else "png" for kind in kinds}
@@ -71,8 +81,9 @@ def predict_all(args: argparse.Namespace, find: Callable[[Path], tuple[list[Stac
         check_tables(output, datasets)
         for notice in notices if not dist.is_initialized() or dist.get_rank() == 0 else ():
             tell(notice)
-        run = describe_run(program, args)
-        fuse_stack([np.zeros((64, 64), np.uint8)] * 2, model, settings_from(args))  # warm-up
+        run = describe_run(program, args, takes_events(model))
+        events = [np.zeros((96, 96), np.float32)] * 2 if takes_events(model) else None
+        fuse_stack([np.zeros((96, 96), np.uint8)] * 2, model, settings_from(args), events)  # warm-up
         predict = functools.partial(predict_scene, model=model, args=args, fuse=fuse, suffixes=suffixes, run=run)
         summary = {}
         for name, (scenes, wrong, truth) in datasets.items():
@@ -141,11 +152,12 @@ def predict_scene(scene: StackScene, output: Path, model: nn.Module, args: argpa
     """
     results = results_of(scene, output, suffixes, run["program"])
     frames = scene.frames() if isinstance(scene.source, tuple) else open_stack(scene.source)
-    made_with = {**run, "fused_from": describe_frames_made_from(frames)}
+    events = open_events(scene.events, frames) if scene.events else []
+    made_with = {**run, "fused_from": describe_frames_made_from(frames, events)}
     kept, notices = results.are_kept(made_with, args.skip_existing, scene.name)
     begin, seconds = time.perf_counter(), ""
     if not kept:
-        result = fuse(frames, model, args)  # its arrays are in memory: a GPU has finished
+        result = fuse(frames, model, args, events=events)  # its arrays are in memory: a GPU has finished
         seconds = time.perf_counter() - begin
         notices += [f"{scene.name}: {notice}" for notice in result.notices]
         results.write({name: result.encode(name) for name in results.files}, made_with)

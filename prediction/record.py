@@ -22,27 +22,31 @@ from pictures.listing import Page
 from pictures.reading import read_image
 from utils import UserError, natural_key
 
-FREE = ("input_dir", "output_dir", "test_root", "test_datasets", "recursive", "overview", "dry_run", "json",
-        "skip_existing", "model_path", "device", "compile", "max_memory", "tile", "save_transforms",
-        "reverse")  # flags that results do not depend on, or that another value here stands for
+FREE = ("input_dir", "event_dir", "output_dir", "test_root", "image_root", "event_root", "test_datasets", "recursive",
+        "overview", "dry_run", "json", "skip_existing", "model_path", "device", "compile", "max_memory", "tile",
+        "save_transforms", "reverse")  # flags that results do not depend on, or that another value here stands for
 
 
-def describe_run(program: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what all results of a run are made with: the program, the weights' digest and the settings that count."""
+def describe_run(program: str, args: argparse.Namespace, events: bool = False) -> dict[str, Any]:
+    """Return what all results of a run are made with: the program, the weights' digest and the settings that count.
+
+    events: whether event frames are read.
+    """
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     if args.load_transforms and Path(args.load_transforms).is_file():
         settings["load_transforms"] = digest_of(Path(args.load_transforms).read_bytes())
     unused = {"quality": args.output_format != "jpg", "model": args.register == "none",
-              "overview_crop": not getattr(args, "overview", False)}
+              "overview_crop": not getattr(args, "overview", False), "event_positive": not events}
     settings = {name: value for name, value in settings.items() if not unused.get(name)}
     weights = digest_of(Path(args.model_path).read_bytes())
     return json.loads(json.dumps({"program": program, "weights": weights, "settings": settings}))
 
 
-def describe_frames_made_from(frames: Sequence[Path | Page]) -> list[list]:
-    """Return [name, bytes, time of the last change in ns] of every frame."""
-    about = [os.stat(frame.path if isinstance(frame, Page) else frame) for frame in frames]
-    return [[frame.name, stat.st_size, stat.st_mtime_ns] for frame, stat in zip(frames, about, strict=True)]
+def describe_frames_made_from(frames: Sequence[Path | Page], events: Sequence[Path | Page] = ()) -> list[list]:
+    """Return [name, bytes, time of the last change in ns] of every frame, then of every event frame."""
+    about = [os.stat(frame.path if isinstance(frame, Page) else frame) for frame in (*frames, *events)]
+    names = [*(frame.name for frame in frames), *(f"event frame {frame.name}" for frame in events)]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, about, strict=True)]
 
 
 def short_digest(run: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import functools
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from fusion import check_network, estimate_memory, fuse_stack, gives_confidence
+from fusion import check_network, estimate_memory, fuse_stack, gives_confidence, takes_events
+from pictures.events import POSITIVE, EventStack, check_event_headers, list_event_frames, pair_with_events
 from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
@@ -58,6 +59,9 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
                        help="of the fused picture; jpg for 8-bit stacks only. The maps are always png")
     group.add_argument("--quality", type=number(int, 1, 100), default=95, help="of jpg, 1 to 100")
     group.add_argument("--skip_existing", action="store_true", help="keep the results that are there")
+    group = parser.add_argument_group("events")
+    group.add_argument("--event_positive", choices=POSITIVE, default="red",
+                       help="colour of a pixel that became brighter, in event frames that are pictures")
     add_preparation_flags(parser)
     add_fusion_flags(parser)
 
@@ -87,9 +91,28 @@ def choose_results(names: Iterable[str], model: nn.Module, args: argparse.Namesp
     names: with or without suffix. Raises UserError if the flags do not go with the network.
     """
     check_network(model, settings_from(args))
+    check_event_flags(model, args)
     missing = [] if gives_confidence(model) else [name for name in names if Path(name).stem == Path(CONFIDENCE).stem]
     return ([name for name in names if name not in missing],
             [f"{name}: left out, {args.model_path} holds {model.network}, which gives none" for name in missing])
+
+
+def check_event_flags(model: nn.Module, args: argparse.Namespace) -> None:
+    """Raise UserError unless the flags suit a network that takes events, or one that takes none."""
+    flag = "--event_root" if hasattr(args, "event_root") else "--event_dir"
+    given = getattr(args, flag[2:])
+    if not takes_events(model):
+        if given:
+            raise UserError(f"{flag} {given}: {args.model_path} holds {model.network}, which takes no events; leave it "
+                            "out, or give weights of EventStackMFF as --model_path")
+        return
+    if not given and flag == "--event_dir":
+        raise UserError(f"{args.model_path}: holds {model.network}, which needs event frames; give their folder as "
+                        f"{flag}, or weights of StackMFF-V2 as --model_path")
+    for moved, is_given in (("--register", args.register != "none"), ("--load_transforms", args.load_transforms)):
+        if is_given:
+            raise UserError(f"{moved}: event frames are not moved with their frames, and a camera that moves makes "
+                            "events of its own; leave it out, or fuse the frames alone with weights of StackMFF-V2")
 
 
 def tell(line: str) -> None:
@@ -110,9 +133,39 @@ def open_stack(source: Path) -> list[Path | Page]:
     return frames
 
 
-def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace,
-               progress: bool = False) -> StackResult:
-    """Prepare and fuse frames that are given in the order of their names.
+def open_events(source: Path | Sequence[Path], frames: Sequence[Path | Page]) -> list[Path | Page]:
+    """Return the event frames, a folder, a .npy file (N, H, W) or files, that belong to these frames, one to each.
+
+    Raises UserError if there are none, or they differ from the frames in number, name or size.
+    """
+    try:
+        events = list_event_frames(source) if isinstance(source, Path) else list(source)
+    except UserError as error:
+        raise UserError(f"{error}; the event frames of {frames[0]} are looked for there") from None
+    pair_with_events(frames, events)
+    check_event_headers(frames, events)
+    return events
+
+
+def order_events(events: Sequence[Path | Page], order: Sequence[int], report: Mapping[str, Any],
+                 positive: str) -> EventStack:
+    """Return event frames, given in the order of their names, as the prepared frames need them.
+
+    order, report: what was done with the frames (`prepare_stack`). Raises UserError if they are in another order than
+    that of the names or its reverse: what happened between two of them is not known then.
+    """
+    names = list(range(len(order)))
+    if list(order) not in (names, names[::-1]):
+        raise UserError(f"{events[0]}: event frames tell what happened from one frame to the next by name, and "
+                        "--order auto found another order; name frames and event frames in the order in which they "
+                        "were taken")
+    crop = tuple(report["crop"]) if "crop" in report else None
+    return EventStack(events, positive, list(order) != names, crop)
+
+
+def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace, progress: bool = False,
+               events: Sequence[Path | Page] | None = None) -> StackResult:
+    """Prepare and fuse frames that are given in the order of their names, with their event frames if there are some.
 
     The focus index counts the frames in the order given from 0; depth is 0 where the first frame of the focal order is
     sharp and 1 where the last one is. Raises UserError if a frame cannot be read or does not go with the others.
@@ -123,7 +176,8 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
     with temporary_folder() as folder:
         prepared = prepare_stack(frames, args, folder, progress)
-        source = FrameSource(prepared.frames, progress)
+        event_stack = order_events(events, prepared.order, prepared.report, args.event_positive) if events else None
+        source = FrameSource(prepared.frames, progress, event_stack)
         say_if_exceeded(source, model, args)
         result = fuse_stack(source, model, settings_from(args, progress))
     order = np.array(prepared.order)

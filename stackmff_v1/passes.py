@@ -35,7 +35,7 @@ FRAME_HALO = 18  # nine blocks of two convolutions over three frames each
 BYTES = 900  # of the U-Net per pixel and frame, as measured
 FEATURE_BYTES = 64  # of what the attention reads, per pixel and frame
 TILE_MEMORY = 4 * GIB  # unless a budget is given
-GIVES_CONFIDENCE = False
+GIVES_CONFIDENCE, TAKES_EVENTS = False, False
 
 
 class Tile(NamedTuple):
@@ -66,7 +66,7 @@ def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings)
 
     Raises UserError for settings that only other networks have.
     """
-    check_settings(settings)
+    check_settings(settings, model)
     device = next(model.parameters()).device
     stride, shape = model.config.stride, padded_shape(source, model)
     plan = plan_stack(source, model, settings)
@@ -81,7 +81,7 @@ def find_focus(source: FrameSource, model: StackMFFV1, settings: FusionSettings)
     return FocusMaps(index.numpy().astype(np.float32), None, None, painted.numpy())
 
 
-def check_settings(settings: FusionSettings) -> None:
+def check_settings(settings: FusionSettings, model: StackMFFV1) -> None:
     """Raise UserError for settings that StackMFF V1 does not have."""
     wrong = {"--sampling blend": settings.sampling == "blend", "--speed fast": settings.speed == "fast",
              "--precision reduced": settings.precision == "reduced", "--compile": settings.compile,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from pictures.events import EventStack, check_event_size
 from pictures.headers import check_headers
 from pictures.listing import Page
 from pictures.profiles import Recoloured
@@ -19,16 +21,32 @@ from pictures.values import white_level
 from streaming.noise import frame_noise
 from utils import UserError
 
+Read = TypeVar("Read")
+
+
+def read_ahead(load: Callable[[int], Read], count: int) -> Iterator[Read]:
+    """Yield load(0), load(1) .., each begun when the one before it is given out."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(load, 0)
+        for k in range(count):
+            value = ahead.result()
+            if k + 1 < count:
+                ahead = pool.submit(load, k + 1)
+            yield value
+
 
 class FrameSource:
-    """Frames of one size and type, read one ahead of their use."""
+    """Frames of one size and type, read one ahead of their use, and their event frames where there are some."""
 
     def __init__(self, frames: Sequence[str | Path | Page | Recoloured | np.ndarray],
-                 progress: bool = False) -> None:
+                 progress: bool = False, events: EventStack | None = None) -> None:
         if not len(frames):
             raise UserError("no frames to fuse")
         self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
         check_headers([f for f in self.frames if isinstance(f, Path | Page)])
+        if events and len(events.frames) != len(self.frames):
+            raise UserError(f"{len(self.frames)} frames, but {len(events.frames)} event frames; every frame needs one")
+        self.events = events
         self.progress = progress
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
@@ -66,16 +84,18 @@ class FrameSource:
 
     def read_all(self, task: str) -> Iterator[np.ndarray]:
         """Yield every frame in order, checked against the first."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.load, 0)
-            for k in tqdm(range(len(self)), desc=task, unit="frame", leave=False, disable=not self.progress):
-                frame = ahead.result()
-                if k + 1 < len(self):
-                    ahead = pool.submit(self.load, k + 1)
-                check_alike(self.name(k), frame, self.name(0), self.first)
-                if k not in self.checksums:  # in the first pass only
-                    self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame))
-                    a, b = (np.atleast_3d(image) for image in (frame, self.first))
-                    for channel in range(a.shape[2]):  # one by one: seven times as fast as all at once
-                        self.alike &= a[..., channel] == b[..., channel]
-                yield frame
+        frames = read_ahead(self.load, len(self))
+        for k, frame in enumerate(tqdm(frames, task, len(self), leave=False, unit="frame", disable=not self.progress)):
+            check_alike(self.name(k), frame, self.name(0), self.first)
+            if k not in self.checksums:  # in the first pass only
+                self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame))
+                a, b = (np.atleast_3d(image) for image in (frame, self.first))
+                for channel in range(a.shape[2]):  # one by one: seven times as fast as all at once
+                    self.alike &= a[..., channel] == b[..., channel]
+            yield frame
+
+    def read_events(self) -> Iterator[np.ndarray]:
+        """Yield every event frame in order, float32 (H, W) in -1..1, of the frames' size."""
+        for k, events in enumerate(read_ahead(self.events.load, len(self))):
+            check_event_size(self.name(k), self.size, self.events.name(k), events)
+            yield events

@@ -20,6 +20,7 @@ TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larg
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
+SCORING, EVENT_SCORING = 42, 54  # numbers per pixel of a frame in the network's first part, as measured
 
 
 class Kept:
@@ -93,17 +94,18 @@ def memory_limit(settings: FusionSettings) -> float:
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
-                card: int | None = None) -> Budget:
+                card: int | None = None, channels: int = 8, scoring: int = SCORING) -> Budget:
     """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
-    The sizes follow from the tensors' shapes.
+    channels: of the features that are kept. scoring: numbers per pixel while a frame is scored. The other sizes follow
+    from the tensors' shapes.
     """
     limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
     room = limit - 0.65 * GIB - pixels * (3 * 4 + 3 * 6)  # torch, the three maps, frames being read, the picture
-    scoring = pixels * 4 * 42  # the first level of one whole frame, as measured
-    features = num_frames * pixels * 2 * number  # 8 channels at half resolution
+    scoring = pixels * 4 * scoring  # the first level of one whole frame
+    features = num_frames * pixels * channels // 4 * number  # at half resolution
     # on the card they need not cross the bus for every tile
     features_on_card = card is not None and features <= card / 4 and features + scoring <= 0.9 * card
     features_in_file = not features_on_card and features + scoring > room
@@ -112,7 +114,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
     # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
-    bytes_per_pixel = num_frames * (16 * number + 2 * number + 12) + 16 * 14 * number
+    bytes_per_pixel = num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number
     step = picture_step(settings)
     tile = settings.tile
     if not tile:

@@ -1,11 +1,14 @@
-"""StackMFF-V2 over a stack of any size: frames are scored one by one, then compared tile by tile."""
+"""StackMFF-V2 over a stack of any size: frames are scored one by one, then compared tile by tile.
+
+EventStackMFF is run in the same way, with the events beside each frame (event_stackmff/passes.py).
+"""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 
 import cv2
@@ -26,24 +29,28 @@ from model import (
 )
 from pictures.values import luma
 from streaming.frames import FrameSource
-from streaming.memory import Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
+from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles
 from utils import UserError, return_freed_memory
 
-GIVES_CONFIDENCE = True
+GIVES_CONFIDENCE, TAKES_EVENTS = True, False
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
 SOFTER = 2.0  # times the temperature of P, where the surface is read from it
 REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
 # of the validation stacks 15 % have the right index, where P promises 53 %
 
 
-def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> FocusMaps:
-    """Return the focus index of a stack with its confidence, and softened P if the frames are to be mixed."""
-    check_settings(settings)
+def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings,
+               beside: Iterable[Sequence[Tensor]] | None = None) -> FocusMaps:
+    """Return the focus index of a stack with its confidence, and softened P if the frames are to be mixed.
+
+    beside: what the network's first part sees beside each frame; None: nothing.
+    """
+    check_settings(settings, model)
     budget = plan_stack(source, model, settings)
-    with closing(score_frames(source, model, settings, budget)) as features:
+    with closing(score_frames(source, model, settings, budget, beside or itertools.repeat(()))) as features:
         maps = compare_frames(features, source, model, settings, budget)
     if len(source) > 1:
         maps.confidence[surrounded(source.alike)] *= GUESS
@@ -55,7 +62,7 @@ def surrounded(places: np.ndarray) -> np.ndarray:
     return cv2.erode(places.astype(np.uint8), np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
 
 
-def check_settings(settings: FusionSettings) -> None:
+def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
     """Raise UserError for settings that StackMFF-V2 does not have."""
     if settings.sampling == "painted":
         raise UserError("--sampling painted: StackMFF-V2 does not paint; leave it out, or give weights of StackMFF V1")
@@ -63,23 +70,30 @@ def check_settings(settings: FusionSettings) -> None:
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
     return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device))
+                       card_memory(next(model.parameters()).device), channels_of(model),
+                       EVENT_SCORING if source.events else SCORING)
 
 
-def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget) -> Kept:
-    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, 8), padded size."""
+def channels_of(model: StackMFFV2) -> int:
+    """Return the channels of the focus volume: 8, and those that hold events."""
+    return model.inter.ahead.frame[0].in_channels
+
+
+def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
+                 beside: Iterable[Sequence[Tensor]]) -> Kept:
+    """Pass 1: every frame alone through ULDA-Net. Returns the heads' features (N, H/2, W/2, C), padded size."""
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, 8), dtype, budget.features_in_file,
+    kept = Kept((len(source), height, width, channels_of(model)), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
     try:
-        for k, frame in enumerate(source.read_all("scoring")):
+        for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
             grey = luma(frame, source.white)
             if settings.sampling == "blend":
                 grey = smooth_noise(grey, source.noise)
             grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
-            features = model.intra(grey.contiguous(memory_format=torch.channels_last))
+            features = model.intra(grey.contiguous(memory_format=torch.channels_last), *more)
             kept.tensor[k] = features[0].permute(1, 2, 0)
             kept.release_pages()
     except BaseException:
@@ -105,7 +119,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
     try:
         for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            logits = inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()))).float()
+            window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash)
+            logits = inter(window).float()
             for rows, strip in read_strips(logits, down, across, step):
                 focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
                 there = (rows, slice(across.start, across.stop))
@@ -162,21 +177,23 @@ def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator
 
 
 class VolumeWindow(Sequence):
-    """The focus volume in a window of the recurrent stage: N frames (1, 8, h, w), made when they are asked for."""
+    """The focus volume in a window of the recurrent stage: N frames (1, C, h, w), made when they are asked for."""
 
-    def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor) -> None:
+    def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
+                 squash: Callable[[Tensor], Tensor]) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like = like  # its device and type are the volume's
+        self.squash = squash  # the model's
 
     def __len__(self) -> int:
         return len(self.features.tensor)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, 8, H/2, W/2)
+        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 2:
             frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
         else:
             frame = upsample_window(frame, self.rows, self.columns, self.like.device)
-        frame = torch.sigmoid(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+        frame = self.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame

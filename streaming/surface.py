@@ -17,7 +17,7 @@ EDGE = 0.06  # difference of the guide, white being 1, over which a way is e tim
 STEP, LAST_STEP = 0.3, 0.6  # the same for the surface in frames, between sure pixels; LAST_STEP at the picture's size
 REACH = 12.5  # how much neighbours count beside a pixel's own value; its root is about the pixels that are reached
 ROUNDS = 2
-FAR = 1.0  # frames off the first result, at which a value counts half
+FAR = 1.0  # frames off the first result, at which a value counts half; and off its 3x3 median, which then counts
 FROM_AFAR = 0.02  # weight of the surroundings at half the size; a sure pixel has 1
 OWN = 0.02  # and of a pixel's own value at the picture's size
 LEAST_SIDE = 16  # pixels; below it the mean of all is what the surroundings say
@@ -30,6 +30,8 @@ def calm_surface(surface: np.ndarray, confidence: np.ndarray, guide: np.ndarray)
     All (H, W) float32: the surface in frames, the confidence 0..1, the guide 0..1: luma of the fused picture. The
     result lies within the surface's range.
     """
+    middle = cv2.medianBlur(surface, 3)
+    surface = np.where(np.abs(surface - middle) > FAR, middle, surface)  # without single pixels
     weight = weigh(confidence)
     coarse_weight, coarse, coarse_guide = halve(weight, surface, guide)
     coarse = calm_level(coarse, coarse_weight, coarse_guide)

@@ -12,8 +12,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from event_stackmff.model import EventStackMFF  # noqa: E402
 from model import StackMFFV2, model_checkpoint  # noqa: E402
 from outputs import save_checkpoint  # noqa: E402
+from pictures.events import events_to_colours  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
 from stackmff_v1.model import StackMFFV1, V1Config  # noqa: E402
 
@@ -77,6 +79,15 @@ def v1_weights(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def event_weights(tmp_path_factory):
+    """A checkpoint of an untrained EventStackMFF."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "events.pth"
+    save_checkpoint(path, model_checkpoint(EventStackMFF()))
+    return path
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Two photos with four segments each."""
@@ -98,6 +109,19 @@ def write_stack():
         for k, frame in enumerate(frames, 1):
             write_image(Path(folder) / f"{k}{suffix}", frame)
         return frames
+
+    return write
+
+
+@pytest.fixture
+def write_events():
+    """Write a folder 1.png .. N.png of random event frames; returns them, float32 (N, H, W) of -1, 0 and 1."""
+
+    def write(folder, num_frames=3, shape=(40, 50), seed=0, positive="red"):
+        events = np.random.default_rng(seed).integers(-1, 2, (num_frames, *shape)).astype(np.float32)
+        for k, frame in enumerate(events, 1):
+            write_image(Path(folder) / f"{k}.png", events_to_colours(frame, positive))
+        return events
 
     return write
 

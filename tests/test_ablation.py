@@ -154,7 +154,7 @@ def test_the_reason_is_found_among_what_torchrun_writes(monkeypatch, stderr, rea
 def test_steps_per_second_are_those_of_the_second_epoch(run, trainings, monkeypatch):
     def log_only(flags):
         args = train.parse_args(flags)
-        assert len(train.training_set(args)) == args.batch_size * 4
+        assert len(train.FocusTask(args).data) == args.batch_size * 4
         seconds = 2.0 if "train.py" in trainings[-1].line else 4.0
         folder = train.Path(args.save_dir) / args.save_name
         folder.mkdir()

@@ -127,9 +127,9 @@ def model():
 
 
 def test_it_is_slim(model):
-    assert count_parameters(model) == 63_445
+    assert count_parameters(model) == 64_240
     macs, _ = thop.profile(EventStackMFF(), random_pair((1, 2, 256, 256)), verbose=False)
-    assert macs / 1e9 == pytest.approx(3.37, abs=0.01)
+    assert macs / 1e9 == pytest.approx(3.45, abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (2, 2, 33, 47), (1, 7, 5, 70), (1, 3, 1, 1)])
@@ -206,14 +206,27 @@ def test_the_amount_of_events_counts_and_a_norm_divides_it_out():
     torch.manual_seed(3)
     events = random_pair((1, 1, 64, 64))[1]
     few, many = with_next(events * 0.2), with_next(events)
+    detail = torch.zeros(1, 3, 64, 64)
 
     def change(config):
         encoder = EventStackMFF(config).eval().intra.events
         with torch.no_grad():
-            return (encoder(many)[1] - encoder(few)[1]).abs().mean() / encoder(many)[1].abs().mean()
+            said, less = encoder(many, detail)[1], encoder(few, detail)[1]
+        return (said - less).abs().mean() / said.abs().mean()
 
     assert change(EventConfig()) > 0.5
     assert change(EventConfig(event_norm=True)) < 0.1
+
+
+def test_detail_times_events_says_whether_things_get_sharper():
+    """A bright point and a dark one that come into focus: their events have opposite signs, the products one."""
+    grey = torch.full((1, 1, 15, 31), 0.5)
+    grey[..., 7, 7], grey[..., 7, 23] = 1, 0
+    events = torch.zeros(1, 1, 15, 31)
+    events[..., 7, 7], events[..., 7, 23] = 1, -1
+    detail = EventStackMFF().intra.detail(grey)
+    assert ((events * detail)[..., 7, [7, 23]] > 0.2).all()
+    assert EventStackMFF().intra.detail(torch.full((1, 1, 15, 31), 0.3)).abs().max() < 1e-5  # a flat place has none
 
 
 def test_a_frame_sees_the_events_before_and_after_it():
@@ -254,7 +267,8 @@ def test_a_stack_does_not_depend_on_its_batch(model):
 
 
 @pytest.mark.parametrize("config", [
-    EventConfig(), EventConfig(event_levels=(2, 3, 4), event_norm=True), EventConfig(event_volume=0, detach_gate=True),
+    EventConfig(), EventConfig(event_details=0), EventConfig(event_levels=(2, 3, 4), event_norm=True),
+    EventConfig(event_volume=0, detach_gate=True),
     EventConfig(event_levels=(1,), event_volume=2, next_events=False, calibration=(1.0, 0.5, 0.1)),
 ])
 def test_a_checkpoint_rebuilds_its_network(tmp_path, config):

@@ -110,11 +110,11 @@ def test_two_processes_train_like_one(data, tmp_path):
 
 def test_a_set_that_is_off_is_not_used(data, tmp_path):
     args = train.parse_args(two_sets(data, tmp_path, "--use_train_dataset_2", "false"))
-    assert train.training_set(args).frame_counts == [3, 3, 3]
+    assert train.FocusTask(args).data.frame_counts == [3, 3, 3]
     args = train.parse_args(two_sets(data, tmp_path, "--use_train_dataset_2", "true", "--use_train_dataset_1", "False"))
-    assert train.training_set(args).frame_counts == [4, 4, 4]
+    assert train.FocusTask(args).data.frame_counts == [4, 4, 4]
     args = train.parse_args(two_sets(data, tmp_path, "--subset_fraction_train", "0.34"))
-    assert train.training_set(args).frame_counts == [3, 4]
+    assert train.FocusTask(args).data.frame_counts == [3, 4]
 
 
 def test_trains_on_stacks_made_on_the_fly(data, tmp_path):
@@ -279,7 +279,7 @@ def test_an_empty_checkpoint_is_one_line(data, tmp_path, capsys):
 def test_runs_of_any_seed_are_validated_on_the_same_stacks(data):
     source = ["--val_aif", f"{data}/AiF", "--val_depth", f"{data}/depth", "--recipe", "diverse"]
     flags = two_sets(data, ".", *source, "--subset_fraction_val", "0.7")
-    sets = [train.validation_sets(train.parse_args([*flags, "--seed", seed])) for seed in "01"]
+    sets = [train.FocusTask(train.parse_args([*flags, "--seed", seed])).val_sets for seed in "01"]
     assert [*sets[0]] == [*sets[1]] == ["dataset_1", "algorithm1", "diverse"]
     for first, second in zip(*(s.values() for s in sets), strict=True):
         assert len(first) == 2
