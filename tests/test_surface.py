@@ -15,7 +15,7 @@ EVERYWHERE = np.ones((80, 96), np.float32)
 def two_planes():
     """A near half at 2 and a far half at 7 frames; the picture is dark and bright there."""
     far = np.arange(96) >= 48
-    return np.where(far, 7, 2) * EVERYWHERE, np.where(far, 0.8, 0.2).astype(np.float32) * EVERYWHERE
+    return np.where(far, np.float32(7), np.float32(2)) * EVERYWHERE, np.where(far, 0.8, 0.2).astype(np.float32) * EVERYWHERE
 
 
 def test_the_systems_of_all_columns_are_solved():
