@@ -281,6 +281,9 @@ class ModelConfig:
 class StackMFFV2(nn.Module):
     network = "stackmff_v2"  # its name in FAMILY
     squash = staticmethod(torch.sigmoid)  # what the recurrent stage sees of the heads' features, (B, 8, H, W)
+    at_half = staticmethod(lambda features: features)  # those features at half resolution, and at the whole one
+    at_full = staticmethod(upsample)
+    window_at_full = staticmethod(upsample_window)  # of that a window
 
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:  # noqa: B008 (frozen)
         super().__init__()
@@ -306,6 +309,11 @@ class StackMFFV2(nn.Module):
         """
         return self.compare(self.focus_volume(stack, fast), stack.shape[-2:], fast)
 
+    @property
+    def kept_channels(self) -> int:
+        """Channels of the heads' features of a frame, (B, C, H/2, W/2)."""
+        return self.config.channels[0]
+
     def compare(self, volume: Tensor, size: Sequence[int], fast: bool) -> FocusMap:
         """Compare the frames of a focus volume (see `focus_volume`) of stacks of this height and width."""
         logits = upsample_logits(self.inter(volume), *size) if fast else self.inter(volume)
@@ -320,9 +328,9 @@ class StackMFFV2(nn.Module):
         """Complete the heads' features (N*B, 8, H/2, W/2), padded, to the focus volume of stacks of this shape."""
         b, n, h, w = shape
         if fast:
-            h, w = math.ceil(h / 2), math.ceil(w / 2)
+            features, h, w = self.at_half(features), math.ceil(h / 2), math.ceil(w / 2)
         else:
-            features = upsample(features)
+            features = self.at_full(features)
         return self.squash(unpad(features, h, w)).unflatten(0, (n, b))
 
 

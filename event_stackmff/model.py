@@ -11,6 +11,7 @@ Letters: B batch, N frames, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from event_stackmff.published import LEAST_SIDE, PublishedNetwork, our_names_of
-from model import BiConvGRU, FocusMap, ModelConfig, StackMFFV2, ULDANet, by_frame, initialise, pad_to_stride, unpad
+from model import (
+    BiConvGRU,
+    FocusMap,
+    ModelConfig,
+    StackMFFV2,
+    ULDANet,
+    by_frame,
+    initialise,
+    pad_to_stride,
+    unpad,
+    upsample,
+    upsample_window,
+)
 
 GAIN = 6  # most pixels have no event; this makes the variance of event frames about 1
 
@@ -58,27 +71,51 @@ class Detail(nn.Conv2d):
         return torch.tanh(super().forward(frames))
 
 
-class EventEncoder(nn.Module):
-    """Events (F, 2, H, W) and a frame's detail (F, D, H, W) -> scales (F, C, H/2, W/2) and coarser.
+def look_at(events: Tensor, detail: Tensor) -> Tensor:
+    """Return what events (F, 2, H, W) show beside a frame's detail (F, D, H, W): (F, 2 * (2 + D), H, W).
 
-    Signs tell the direction, absolute values the amount, products with the detail whether things get sharper. No bias
-    and no norm: no events give zeros. A norm would divide the amount out, and it is a cue.
+    Signs tell the direction, absolute values the amount, products with the detail whether things get sharper.
+    """
+    sharper = (events[:, :, None] * detail[:, None]).flatten(1, 2)
+    return GAIN * torch.cat((events, events.abs(), sharper), dim=1)
+
+
+class EventEncoder(nn.Module):
+    """What events show (F, C, H, W) -> scales (F, C, H/2, W/2) and coarser. No bias and no norm: no events give zeros.
+
+    A norm would divide the amount of events out, and it is a cue.
     """
 
-    def __init__(self, frames: int, details: int, channels: tuple[int, ...], groups: int | None) -> None:
+    def __init__(self, inputs: int, channels: tuple[int, ...], groups: int | None) -> None:
         super().__init__()
-        widths = (frames * (2 + details), *channels)
+        widths = (inputs, *channels)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False)
                                           for a, b in zip(widths, channels, strict=False))
         self.norms = nn.ModuleList(nn.GroupNorm(groups, c) if groups else nn.Identity() for c in channels)
 
-    def forward(self, events: Tensor, detail: Tensor) -> list[Tensor]:
-        sharper = (events[:, :, None] * detail[:, None]).flatten(1, 2)  # (F, 2 D, H, W)
-        x, scales = GAIN * torch.cat((events, events.abs(), sharper), dim=1), []
+    def forward(self, seen: Tensor) -> list[Tensor]:
+        x, scales = seen, []
         for convolve, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.avg_pool2d(F.gelu(norm(convolve(x))), 2)
             scales.append(x)
         return scales
+
+
+class FineEvents(nn.Module):
+    """What events say at every pixel, for the recurrent stage: (F, C, H, W) -> (F, 4 E, H/2, W/2), pixel by pixel.
+
+    The features of V2 have half the resolution; here depth edges may be found to the pixel. No events give zeros.
+    """
+
+    WIDTH = 6
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, self.WIDTH, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(self.WIDTH, outputs, 3, padding=1, bias=False)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return F.pixel_unshuffle(self.second(F.gelu(self.first(seen))), 2)
 
 
 class EventEntry(nn.Module):
@@ -96,24 +133,22 @@ class EventEntry(nn.Module):
 
 
 class EventULDANet(ULDANet):
-    """V2's scoring of each frame alone, with its events: (F, 1, H, W), (F, 2, H, W) -> (F, 8 + 4, H/2, W/2)."""
+    """V2's scoring of each frame alone, with its events: (F, 1, H, W), (F, 2, H, W) -> (F, 8 + 4 E, H/2, W/2)."""
 
     def __init__(self, config: EventConfig) -> None:
         super().__init__(config.channels, config.groups)
         depth = max(config.event_levels) + 1
         self.detail = Detail(config.event_details) if config.event_details else None
-        self.events = EventEncoder(1 + config.next_events, config.event_details, config.event_channels[:depth],
-                                   config.groups if config.event_norm else None)
+        seen = (1 + config.next_events) * (2 + config.event_details)
+        self.events = EventEncoder(seen, config.event_channels[:depth], config.groups if config.event_norm else None)
         self.entries = nn.ModuleDict({
             str(level): EventEntry(config.channels[level], config.event_channels[level], config.detach_gate)
             for level in config.event_levels})
-        if config.event_volume:
-            self.event_head = nn.Conv2d(config.event_channels[0], config.event_volume, 1, bias=False)
-        else:
-            self.event_head = None
+        self.fine = FineEvents(seen, config.event_volume) if config.event_volume else None
 
     def forward(self, frames: Tensor, events: Tensor) -> Tensor:
-        said = self.events(events, self.detail(frames) if self.detail else frames[:, :0])
+        seen = look_at(events, self.detail(frames) if self.detail else frames[:, :0])
+        said = self.events(seen)
         x, scales = frames, []
         for level, (encode, norm) in enumerate(zip([self.stem, *self.encoders], self.encoder_norms, strict=True)):
             x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
@@ -121,7 +156,7 @@ class EventULDANet(ULDANet):
                 x = self.entries[str(level)](x, said[level])
             scales.append(x)
         focus = self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))
-        return torch.cat((focus, self.event_head(said[0])), dim=1) if self.event_head else focus
+        return torch.cat((focus, self.fine(seen)), dim=1) if self.fine else focus
 
 
 @dataclass(frozen=True)
@@ -130,7 +165,7 @@ class EventConfig(ModelConfig):
     event_channels: tuple[int, ...] = (12, 16, 24, 32, 48)  # of the event encoder's levels, as far as they are needed
     event_details: int = 3  # sizes of detail that events are multiplied with; 0: signs and amounts only
     event_levels: tuple[int, ...] = (0, 1, 2)  # of the encoder, 0 the finest, at which events enter
-    event_volume: int = 4  # channels of the focus volume that hold events; 0: they only enter the encoder
+    event_volume: int = 2  # channels E of the focus volume that hold events; 0: they only enter the encoder
     # the published network's faults, one by one, for ablations
     next_events: bool = True  # a frame sees the events after it too: in focus they change sign
     event_norm: bool = False  # norms in the event encoder, which divide the amount of events out
@@ -166,15 +201,44 @@ class EventStackMFF(StackMFFV2):
         return self.compare(self.focus_volume(stack, events, fast), stack.shape[-2:], fast)
 
     def focus_volume(self, stack: Tensor, events: Tensor, fast: bool = False) -> Tensor:
-        """Score every frame alone: (B, N, H, W) -> focus volume (N, B, 8 + 4, H, W), half H and W if `fast`."""
+        """Score every frame alone: (B, N, H, W) -> focus volume (N, B, 8 + E, H, W), half H and W if `fast`."""
         check_pair(stack, events)
         events = pad_events(events)
         events = with_next(events) if self.config.next_events else by_frame(events)
         return self.to_volume(self.intra(by_frame(pad_to_stride(stack)), events), stack.shape, fast)
 
+    @property
+    def kept_channels(self) -> int:
+        """Channels of the features of a frame, (B, 8 + 4 E, H/2, W/2): those of events have full resolution."""
+        return self.config.channels[0] + 4 * self.config.event_volume
+
+    def at_half(self, features: Tensor) -> Tensor:
+        """Return features (B, 8 + 4 E, H/2, W/2) as the recurrent stage sees them at half resolution."""
+        focus, events = self.parts(features)
+        return torch.cat((focus, events.unflatten(1, (self.config.event_volume, 4)).mean(2)), dim=1)
+
+    def at_full(self, features: Tensor) -> Tensor:
+        """Return features (B, 8 + 4 E, H/2, W/2) at full resolution, (B, 8 + E, H, W)."""
+        focus, events = self.parts(features)
+        return torch.cat((upsample(focus), F.pixel_shuffle(events, 2)), dim=1)
+
+    def window_at_full(self, features: Tensor, rows: range, columns: range,
+                       device: torch.device | None = None) -> Tensor:
+        """Return the window [rows, columns] of `at_full(features)` on a device."""
+        focus, events = self.parts(features)
+        top, left = rows.start // 2, columns.start // 2
+        events = events[..., top : -(-rows.stop // 2), left : -(-columns.stop // 2)].to(device or features.device)
+        events = F.pixel_shuffle(events, 2)[..., rows.start - 2 * top :, columns.start - 2 * left :]
+        return torch.cat((upsample_window(focus, rows, columns, device),
+                          events[..., : len(rows), : len(columns)]), dim=1)
+
+    def parts(self, features: Tensor) -> Sequence[Tensor]:
+        focus = self.config.channels[0]
+        return features.split((focus, features.shape[1] - focus), dim=1)
+
     def squash(self, features: Tensor) -> Tensor:
-        """Return what the recurrent stage sees of a head's features (B, 8 + 4, H, W): 0..1, of events -1..1."""
-        focus, events = features.split((self.config.channels[0], self.config.event_volume), dim=1)
+        """Return what the recurrent stage sees of features (B, 8 + E, H, W): 0..1, of events -1..1."""
+        focus, events = self.parts(features)
         return torch.cat((torch.sigmoid(focus), torch.tanh(events)), dim=1)
 
 

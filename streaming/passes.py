@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import cv2
@@ -25,7 +25,6 @@ from model import (
     regress_focus,
     stretch_index,
     upsample_logits,
-    upsample_window,
 )
 from pictures.values import luma
 from streaming.frames import FrameSource
@@ -70,13 +69,8 @@ def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
     return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device), channels_of(model),
+                       card_memory(next(model.parameters()).device), model.kept_channels,
                        EVENT_SCORING if source.events else SCORING)
-
-
-def channels_of(model: StackMFFV2) -> int:
-    """Return the channels of the focus volume: 8, and those that hold events."""
-    return model.inter.ahead.frame[0].in_channels
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
@@ -85,7 +79,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     device = next(model.parameters()).device
     height, width = (math.ceil(side / 32) * 16 for side in source.size)
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
-    kept = Kept((len(source), height, width, channels_of(model)), dtype, budget.features_in_file,
+    kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
     try:
         for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
@@ -119,7 +113,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
     try:
         for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model.squash)
+            window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model)
             logits = inter(window).float()
             for rows, strip in read_strips(logits, down, across, step):
                 focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
@@ -180,10 +174,10 @@ class VolumeWindow(Sequence):
     """The focus volume in a window of the recurrent stage: N frames (1, C, h, w), made when they are asked for."""
 
     def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
-                 squash: Callable[[Tensor], Tensor]) -> None:
+                 model: StackMFFV2) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
         self.like = like  # its device and type are the volume's
-        self.squash = squash  # the model's
+        self.model = model
 
     def __len__(self) -> int:
         return len(self.features.tensor)
@@ -191,9 +185,10 @@ class VolumeWindow(Sequence):
     def __getitem__(self, k: int) -> Tensor:
         frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
         if self.step == 2:
-            frame = frame[..., self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+            frame = self.model.at_half(frame[..., self.rows.start : self.rows.stop,
+                                             self.columns.start : self.columns.stop])
         else:
-            frame = upsample_window(frame, self.rows, self.columns, self.like.device)
-        frame = self.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
+            frame = self.model.window_at_full(frame, self.rows, self.columns, self.like.device)
+        frame = self.model.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame

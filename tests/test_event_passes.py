@@ -12,7 +12,6 @@ from pictures.events import EventStack
 from pictures.values import luma
 from streaming.frames import FrameSource
 from streaming.memory import GIB, plan_memory
-from streaming.passes import channels_of
 from utils import UserError
 
 
@@ -53,7 +52,7 @@ def test_tiles_the_whole_and_the_plain_pass_with_events_agree(untrained, speed, 
                          ids=["without_next", "without_volume"])
 def test_every_form_of_the_network_is_streamed(config):
     model, frames, events = build(config), make_stack(3, (40, 50)), make_events(3, (40, 50))
-    assert channels_of(model) == 8 + config.event_volume
+    assert model.kept_channels == 8 + 4 * config.event_volume
     assert_same_index(fuse_stack(frames, model, FusionSettings(tile=32), list(events)).index,
                       plain(model, frames, events).index[0].numpy())
 
