@@ -12,19 +12,22 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Sampler
 
 from make_datasets.make_dataset import PARTS, Recipe, focus_positions, match_scenes, random_recipe, synthesize
 from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, smooth_depth
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import luma, pick_pixels
-from utils import COUNT, FRAMES, UserError, list_folders, number, random_generator
+from utils import COUNT, FRAMES, OnUse, UserError, list_folders, number, random_generator
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+torch = OnUse("torch")
 
 STACK_FOLDERS = ("dof_stack", "image_stack", "image_stacks")  # what a dataset's folder of stacks may be called
 
@@ -47,7 +50,7 @@ def focus_target(depth: np.ndarray, num_frames: int) -> np.ndarray:
     return focus_positions(depth, num_frames, continuous=True) / np.float32(max(num_frames - 1, 1))
 
 
-class StackFolder(Dataset):
+class StackFolder:
     """Stacks on disk: `stack_dir/SCENE/` with frames in natural order, `depth_dir/SCENE.png`, near = 0.
 
     Every file is checked for its partner at once, for its content when read. `AiF/SCENE.*` beside the stacks is
@@ -93,7 +96,7 @@ class StackFolder(Dataset):
         return maps
 
 
-class SyntheticStacks(Dataset):
+class SyntheticStacks:
     """Stacks synthesised from pictures with depth maps or segments, anew in every epoch.
 
     With segments, the depth is a plane per segment, or at times a ramp or a smooth field.
@@ -216,7 +219,7 @@ def make_sample(maps: dict[str, np.ndarray], weight: float) -> dict[str, torch.T
     return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
 
 
-class MixedStacks(Dataset):
+class MixedStacks:
     """Several datasets as one (multi-dataset, multi-depth training)."""
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
@@ -233,7 +236,7 @@ class MixedStacks(Dataset):
         return self.parts[part][key._replace(index=key.index - int(self.starts[part]))]
 
 
-class EqualFramesSampler(Sampler[list[Key]]):
+class EqualFramesSampler:
     """Batches of equal frame count, drawn anew every epoch from (seed, epoch); every sample exactly once.
 
     Stacks that can have any number of frames get one per batch, from `num_frames`, drawn log-uniformly if it is a

@@ -13,14 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
-from model import load_model
 from pictures.events import EventStack
 from pictures.listing import Page
 from pictures.values import luma, pick_pixels
@@ -28,7 +25,12 @@ from streaming.frames import FrameSource
 from streaming.memory import FocusMaps, Kept
 from streaming.settings import FusionSettings
 from streaming.surface import calm_surface
-from utils import UserError, pick_device
+from utils import OnUse, UserError, pick_device
+
+if TYPE_CHECKING:
+    from torch import nn
+
+torch = OnUse("torch")
 
 
 class Fusion(NamedTuple):
@@ -157,9 +159,11 @@ def estimate_memory(source: FrameSource, model: nn.Module, settings: FusionSetti
 
 def open_model(args: argparse.Namespace) -> nn.Module:
     """Load the weights that the flags name. Raises UserError if there are none."""
+    from model import StackMFFV2, load_model  # torch with it: not for --help
+
     device = pick_device(args.device)
     try:
         model = load_model(args.model_path, device)
-        return model.to(memory_format=torch.channels_last) if model.network != "stackmff_v1" else model
+        return model.to(memory_format=torch.channels_last) if isinstance(model, StackMFFV2) else model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None

@@ -1,10 +1,12 @@
-"""Ctrl-C while a program's packages are still loading ends it in one line.
+"""Ctrl-C while a program's packages are still loading ends it in one line; and the threads of these are settled.
 
 A script imports this first, and only as the program that runs; `utils.command` then takes Ctrl-C over.
 """
 
 import os
 import signal
+
+from processors import settle_threads
 
 
 def stop_loading(*_) -> None:
@@ -15,3 +17,5 @@ def stop_loading(*_) -> None:
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background
     signal.signal(signal.SIGINT, stop_loading)
+
+settle_threads()

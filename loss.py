@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from skimage.metrics import structural_similarity
-from torch import Tensor
+
+from utils import OnUse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+torch, metrics = OnUse("torch"), OnUse("skimage.metrics")
 
 
 def focus_loss(index: Tensor, probabilities: Tensor, target: Tensor, *, ce_weight: float = 0.0,
@@ -79,6 +85,7 @@ def image_quality(fused: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     mse = ((fused - reference) ** 2).mean()
     psnr = 10 * np.log10(255**2 / mse) if mse > 255**2 * 1e-10 else 100.0
     window = min(7, *(side - 1 + side % 2 for side in fused.shape[:2]))  # odd, within the picture
-    ssim = structural_similarity(fused, reference, data_range=255, win_size=window,
-                                 channel_axis=2 if fused.ndim == 3 else None) if window >= 3 else float(mse == 0)
+    axis = 2 if fused.ndim == 3 else None
+    ssim = (metrics.structural_similarity(fused, reference, data_range=255, win_size=window, channel_axis=axis)
+            if window >= 3 else float(mse == 0))
     return {"psnr": float(psnr), "ssim": float(ssim)}

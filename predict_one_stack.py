@@ -23,10 +23,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from fusion import estimate_memory, open_model, takes_events
 from outputs import MANIFEST, check_output
@@ -53,6 +52,9 @@ from streaming.frames import FrameSource
 from streaming.memory import GIB
 from streaming.settings import settings_from
 from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PROGRAM = "predict_one_stack.py"
 

@@ -20,9 +20,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 import predict_datasets
 from evaluation.sets import StackScene, is_beside_scenes, stack_place
@@ -30,6 +30,9 @@ from pictures.listing import index_by_stem, list_images
 from prediction.datasets import KINDS, predict_all
 from prediction.stack import StackResult, fuse_files
 from utils import UserError, command, list_folders, natural_key
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PAIR_FOLDERS = (("A", "B"), ("imageA", "imageB"), ("source_1", "source_2"))
 

@@ -16,10 +16,9 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dataset import (
     MixedStacks,
@@ -33,10 +32,14 @@ from dataset import (
     synthetic_validation_sets,
 )
 from loss import depth_errors, focus_loss, image_quality
-from model import FocusMap, ModelConfig, StackMFFV2, load_model, model_checkpoint
 from pictures.values import colorize, pick_pixels, to_uint8
 from training import VAL_SEED, Batch, add_training_flags, train_network
-from utils import Parser, UserError, boolean, command, number
+from utils import OnUse, Parser, UserError, boolean, command, number
+
+if TYPE_CHECKING:
+    from model import FocusMap, StackMFFV2
+
+torch, network = OnUse("torch"), OnUse("model")
 
 MAX_SETS = 5
 SET_FOLDERS = {"stack": "stacks: DIR/SCENE/1.png ..", "depth_continuous": "depth maps DIR/SCENE.png, near = 0"}
@@ -108,7 +111,7 @@ class FocusTask:
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
     def new_model(self) -> StackMFFV2:
-        model = StackMFFV2(ModelConfig(readout="peak"))
+        model = network.StackMFFV2(network.ModelConfig(readout="peak"))
         if self.args.init_path:
             model.load_state_dict(initial_weights(self.args.init_path))
         return model.to(memory_format=torch.channels_last)
@@ -141,7 +144,7 @@ class FocusTask:
         return np.hstack([*grey, colorize(index / max(len(stack) - 1, 1)), colorize(truth)])
 
     def checkpoint(self, model: StackMFFV2) -> dict:
-        return model_checkpoint(model)
+        return network.model_checkpoint(model)
 
     def describe(self, model: StackMFFV2) -> dict[str, float]:
         return {"temperature": model.temperature.item()}
@@ -177,10 +180,10 @@ def mixed(parts: Sequence[StackFolder | SyntheticStacks | None], folders: Iterab
 def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state of weights with a temperature. Raises UserError for others."""
     try:
-        model = load_model(path)
+        model = network.load_model(path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-    if model.network != StackMFFV2.network or model.config.readout == "stretch":
+    if model.network != network.StackMFFV2.network or model.config.readout == "stretch":
         raise UserError(f"{path}: weights without a learned temperature; begin with ones that train.py wrote")
     return model.state_dict()
 

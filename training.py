@@ -12,29 +12,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
-import torch
-import torch.distributed as dist
-from pytorch_optimizer import SOAP
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from dataset import EqualFramesSampler, data_digest
-from model import count_parameters
 from outputs import CsvLog, cut_log, save_checkpoint, write_text
 from pictures.writing import write_image
 from utils import (
     SEED,
     SIDE,
     WORKERS,
+    OnUse,
     UserError,
     keep_freed_memory,
     number,
@@ -43,15 +34,23 @@ from utils import (
     start_processes,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.tensorboard import SummaryWriter
+
+torch, dist, pytorch_optimizer = OnUse("torch"), OnUse("torch.distributed"), OnUse("pytorch_optimizer")
+tensorboard, torchvision = OnUse("torch.utils.tensorboard"), OnUse("torchvision.utils")
+
 VAL_SEED = 0  # runs of any --seed are validated on the same stacks
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "soap": SOAP,
-              "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)}
+OPTIMIZERS = {"adamw": lambda: torch.optim.AdamW, "soap": lambda: pytorch_optimizer.SOAP,
+              "sgd": lambda: partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)}
 # what a resumed run may be given anew; the data are compared by content, wherever they lie
 MAY_CHANGE = ("num_epochs", "lr_decay", "eval_interval", "save_minutes", "num_workers", "device", "save_dir",
               "save_name", "init_path", "resume")
 SHOWN = 4  # stacks of a validation set in its picture
 
-Batch = dict[str, Tensor]
+Batch = dict[str, "Tensor"]
 
 
 class Task(Protocol):
@@ -161,9 +160,11 @@ class Run:
     def __init__(self, task: Task, args: argparse.Namespace, device: torch.device) -> None:
         self.task = task
         self.model = task.new_model().to(device)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
+        averaging = torch.optim.swa_utils
+        self.ema = (averaging.AveragedModel(self.model, multi_avg_fn=averaging.get_ema_multi_avg_fn(args.ema))
+                    if args.ema else None)
         self.kind = args.optimizer
-        self.optimizer = OPTIMIZERS[self.kind](self.model.parameters(), lr=args.lr)
+        self.optimizer = OPTIMIZERS[self.kind]()(self.model.parameters(), lr=args.lr)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, args.lr_decay)
         self.half = half_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
@@ -238,6 +239,8 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
     """Train to the last epoch, validate, log and keep the checkpoints."""
+    from model import count_parameters
+
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     sampler = EqualFramesSampler(task.data.frame_counts, args.batch_size, num_frames=task.num_frames,
                                  frame_range=task.frame_range, seed=args.seed, rank=rank, world=world)
@@ -261,11 +264,11 @@ def train(task: Task, args: argparse.Namespace, device: torch.device) -> None:
                         "other stacks or another --batch_size); give another --save_name to train anew")
     if is_main():
         open_run_folder(folder, last)
-    model = DistributedDataParallel(run.model) if world > 1 else run.model
+    model = torch.nn.parallel.DistributedDataParallel(run.model) if world > 1 else run.model
     if is_main():
         cut_log(folder / "log.csv", run.epoch)
     log = CsvLog(folder / "log.csv", append=True)
-    board = SummaryWriter(str(folder)) if is_main() else None
+    board = tensorboard.SummaryWriter(str(folder)) if is_main() else None
     if is_main():
         print(f"{count_parameters(run.model)} parameters, {len(task.data)} stacks in {len(sampler)} batches per epoch, "
               f"validation: {', '.join(val_loaders) or 'none'}, {device}, from epoch {run.epoch + 1}")
@@ -338,7 +341,7 @@ def train_one_epoch(run: Run, model: nn.Module, loader: DataLoader, sampler: Equ
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         if not run.scaler.is_enabled():  # which skips such steps itself
             check_finite(float(norm), "gradient", run)
         run.scaler.step(run.optimizer)
@@ -392,20 +395,20 @@ def validate(run: Run, loaders: dict[str, DataLoader], device: torch.device, fol
     return row
 
 
-@torch.inference_mode()
 def evaluate(task: Task, model: nn.Module, loader: DataLoader,
              device: torch.device) -> tuple[dict[str, float], np.ndarray]:
     """Return a validation set's mean figures, every stack counting alike, and a picture of its first stacks."""
     model.eval()
     rows, pictures = [], []
-    for batch in loader:
-        batch = to_device(batch, device)
-        output = task.forward(model, batch, 1.0)
-        for k, figures in enumerate(task.score(output, batch)):
-            rows.append(figures)
-            if len(pictures) < SHOWN:
-                pictures.append(torch.from_numpy(task.picture(output, batch, k)).permute(2, 0, 1))
-    picture = make_grid(pictures, nrow=1).permute(1, 2, 0).numpy()
+    with torch.inference_mode():
+        for batch in loader:
+            batch = to_device(batch, device)
+            output = task.forward(model, batch, 1.0)
+            for k, figures in enumerate(task.score(output, batch)):
+                rows.append(figures)
+                if len(pictures) < SHOWN:
+                    pictures.append(torch.from_numpy(task.picture(output, batch, k)).permute(2, 0, 1))
+    picture = torchvision.make_grid(pictures, nrow=1).permute(1, 2, 0).numpy()
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}, picture
 
 
@@ -413,8 +416,9 @@ def evaluate(task: Task, model: nn.Module, loader: DataLoader,
 
 
 def make_loader(data: Dataset, sampler: EqualFramesSampler, workers: int) -> DataLoader:
-    return DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=one_thread)
+    return torch.utils.data.DataLoader(
+        data, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=one_thread)
 
 
 def one_thread(_worker: int) -> None:

@@ -297,6 +297,16 @@ def list_folders(directory: str | Path) -> list[Path]:
     return folders
 
 
+class OnUse:
+    """A package that is loaded when something of it is used: `--help` and wrong flags need not wait for it."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._package), name)
+
+
 def optional_package(package: str, what: str, path: Path):
     try:
         return importlib.import_module(package.replace("-", "_"))

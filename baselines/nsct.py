@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.fft import irfft2, rfft2
 
 from baselines.rules import average, stronger
+from utils import OnUse
+
+fft = OnUse("scipy.fft")
 
 DIRECTIONS = (4, 8, 8, 16)  # coarse to fine
 
@@ -25,12 +27,12 @@ def merge_nsct(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     One band is in memory at a time.
     """
     shape = first.shape[-2:]
-    spectra = rfft2(first), rfft2(second)
+    spectra = fft.rfft2(first), fft.rfft2(second)
     total = np.zeros_like(spectra[0])
     for k, window in enumerate(contourlet_windows(shape)):
-        bands = (irfft2(spectrum * window, shape) for spectrum in spectra)
-        total += rfft2((stronger if k else average)(*bands)) * window
-    return irfft2(total, shape)
+        bands = (fft.irfft2(spectrum * window, shape) for spectrum in spectra)
+        total += fft.rfft2((stronger if k else average)(*bands)) * window
+    return fft.irfft2(total, shape)
 
 
 def contourlet_windows(shape: tuple[int, int]) -> Iterator[np.ndarray]:

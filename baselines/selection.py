@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 import cv2
 import numpy as np
-from scipy.fft import dctn
 
 from baselines.rules import open_frames, round_to
 from pictures.values import luma, white_level
+from utils import OnUse
+
+fft = OnUse("scipy.fft")
 
 BLOCK = 8  # pixels
 
@@ -67,7 +69,7 @@ def block_variance(grey: np.ndarray) -> np.ndarray:
     height, width = grey.shape
     grey = np.pad(grey, ((0, -height % BLOCK), (0, -width % BLOCK)), mode="symmetric")
     blocks = grey.reshape(grey.shape[0] // BLOCK, BLOCK, grey.shape[1] // BLOCK, BLOCK)
-    coefficients = dctn(blocks, axes=(1, 3), norm="ortho") / BLOCK
+    coefficients = fft.dctn(blocks, axes=(1, 3), norm="ortho") / BLOCK
     coefficients[:, 0, :, 0] = 0
     return (coefficients**2).sum((1, 3))
 

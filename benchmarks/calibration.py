@@ -16,13 +16,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from benchmarks.quality import (
@@ -35,10 +35,14 @@ from benchmarks.quality import (
     scene_settings,
 )
 from fusion import fuse_stack, open_model
-from model import AS_IT_IS, StackMFFV2, calibrate, model_checkpoint
 from outputs import CsvLog, check_new, open_output, save_checkpoint, write_text, written_whole
 from records import digest
-from utils import Parser, command, keep_freed_memory
+from utils import OnUse, Parser, command, keep_freed_memory
+
+if TYPE_CHECKING:
+    from model import StackMFFV2
+
+torch, networks = OnUse("torch"), OnUse("model")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,7 +82,7 @@ def fit_calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, f
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        error = torch.nn.functional.binary_cross_entropy(calibrate(p, numbers), truth)
+        error = torch.nn.functional.binary_cross_entropy(networks.calibrate(p, numbers), truth)
         error.backward()
         return error
 
@@ -130,7 +134,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
-                        default=[name for name in GROUPS if name != "reversed"], help="of benchmarks/quality.py")
+                        default=[name for name in GROUPS if name not in ("reversed", "n100")],
+                        help="of benchmarks/quality.py")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)
@@ -145,7 +150,7 @@ def main(argv=None) -> int:
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     if args.fit:
         check_new(args.fit)
-        model.config = replace(model.config, calibration=AS_IT_IS)
+        model.config = replace(model.config, calibration=networks.AS_IT_IS)
     else:
         settings = scene_settings(args) | {"scenes": len(scenes), "groups": groups, "weights": digest(args.model_path)}
         inputs = [args.photos, args.segments, args.depth, args.model_path]
@@ -159,7 +164,7 @@ def main(argv=None) -> int:
     if args.fit:
         calibration = fit_calibration(*(np.concatenate(values) for values in zip(*some, strict=True)))
         model.config = replace(model.config, calibration=calibration)
-        save_checkpoint(args.fit, model_checkpoint(model))
+        save_checkpoint(args.fit, networks.model_checkpoint(model))
         print("a {:.4f}, b {:.4f}, c {:.4f}".format(*calibration))
         return 0
     counts["all"] = sum(counts.values())

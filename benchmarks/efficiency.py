@@ -27,23 +27,20 @@ if __name__ == "__main__":
 
 import cv2
 import numpy as np
-import thop
-import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from baselines import BASELINES
 from benchmarks.quality import open_v1
 from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
-from model import StackMFFV2, count_parameters
 from outputs import CsvLog, open_output, read_csv, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
-from stackmff_v1.model import StackMFFV1
 from streaming.settings import FusionSettings
 from temporary import temporary_folder
-from utils import COUNT, FRAMES, Parser, UserError, command, keep_freed_memory, number, pick_device
+from utils import COUNT, FRAMES, OnUse, Parser, UserError, command, keep_freed_memory, number, pick_device
+
+torch, thop, figures, networks = OnUse("torch"), OnUse("thop"), OnUse("matplotlib.figure"), OnUse("model")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -187,6 +184,9 @@ def table2(entries: Sequence[Entry], seconds: dict, args: argparse.Namespace) ->
 
 
 def new_network(method: str) -> torch.nn.Module:
+    from model import StackMFFV2  # torch with them: not for --help
+    from stackmff_v1.model import StackMFFV1
+
     return StackMFFV1() if method == "v1" else StackMFFV2()
 
 
@@ -204,7 +204,8 @@ def table3(methods: Sequence[str], frames: Sequence[int]) -> tuple[list[dict], s
     for method in methods:
         network = method in NETWORKS
         counts = {f"N = {n}": count_multiply_adds(method, n) if network else "" for n in frames}
-        rows.append({"method": method, "parameters": count_parameters(new_network(method)) if network else 0} | counts)
+        parameters = networks.count_parameters(new_network(method)) if network else 0
+        rows.append({"method": method, "parameters": parameters} | counts)
     lines = ["| multiply-adds | parameters | " + " | ".join(list(rows[0])[2:]) + " |",
              "|---" * (len(frames) + 2) + "|"]
     for row in rows:
@@ -221,7 +222,7 @@ def draw_flops(path: Path, networks: Sequence[str]) -> None:
     pair = count_multiply_adds("full", 2)
     curves = {title(method): [count_multiply_adds(method, n) for n in frames] for method in networks}
     curves["the same network, pair after pair"] = [pair * (n - 1) for n in frames]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = figures.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, counts in curves.items():
         axes.plot(frames, np.array(counts) / 1e9, "--" if "pair" in label else "o-", label=label)
@@ -249,8 +250,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                          metavar="METHOD", help="rows: %(choices)s")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
     methods.add_argument("--v1", metavar="PATH", help="weights of StackMFF V1, one more row after ours")
-    methods.add_argument("--devices", nargs="+", default=list(dict.fromkeys(("cpu", pick_device().type))),
-                         metavar="DEVICE", help="where the networks run: cpu, cuda, cuda:1, mps")
+    methods.add_argument("--devices", nargs="+", default=["cpu", "auto"], metavar="DEVICE",
+                         help="where the networks run: cpu, cuda, cuda:1, mps, auto")
     amount = parser.add_argument_group("amount")
     amount.add_argument("--sizes", nargs="+", type=stack_size, default=list(PAPER_SIZES), metavar="NxWxH",
                         help="columns of Table 2, frames x width x height; those of the paper's five datasets")
@@ -260,6 +261,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     amount.add_argument("--frames", nargs="+", type=FRAMES, default=[2, 5, 10, 20, 40], metavar="N",
                         help="columns of Table 3")
     args = parser.parse_args(argv)
+    args.devices = [pick_device().type if name == "auto" else name for name in args.devices]
     for name in ("methods", "devices", "sizes", "frames"):  # rows and columns, each once
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
     if args.v1:

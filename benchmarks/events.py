@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from benchmarks.quality import (
@@ -46,6 +45,9 @@ from outputs import open_output, write_text
 from pictures.values import to_uint8
 from records import digest
 from utils import Parser, UserError, command, keep_freed_memory, random_generator
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEAN = EventCamera()

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,17 +21,20 @@ if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score
 from fusion import fuse_stack, open_model
-from model import StackMFFV2, regress_focus
 from pictures.values import luma
 from streaming.memory import GIB
 from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
-from utils import SIDE, Parser, command, keep_freed_memory
+from utils import SIDE, OnUse, Parser, command, keep_freed_memory
+
+if TYPE_CHECKING:
+    from model import StackMFFV2
+
+torch, networks = OnUse("torch"), OnUse("model")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,11 +54,12 @@ def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, floa
 
         def keep(tile_logits: torch.Tensor, *others, logits=logits):
             logits.append(tile_logits)
-            return regress_focus(tile_logits, *others)
+            return networks.regress_focus(tile_logits, *others)
 
         with mock.patch.multiple("streaming.passes", halo_of=lambda _, halo=halo: halo, regress_focus=keep,
-                                 STRIP_MEMORY=GIB):  # a tile at once
-            index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE)).index
+                                 STRIP_MEMORY=GIB,  # a tile at once
+                                 share_out=lambda compare, tiles, _: map(compare, tiles)):  # in order
+            index = fuse_stack(stack.frames, model, FusionSettings(tile=TILE, frames="all")).index
         whole = torch.cat([torch.cat(logits[k : k + across], dim=3) for k in range(0, len(logits), across)], dim=2)
         yield float((np.rint(index) != nearest).mean()), float((whole - plain.logits).abs().max())
 
@@ -84,12 +89,13 @@ def main(argv=None) -> int:
             found = tqdm(compare_halos(model, stack), total=len(HALOS), desc=f"{weights} {name}", leave=False)
             cells = [f"{share:.4%}, {difference:.1e}" for share, difference in found]
             print(f"| {weights}, {GROUPS[name].title} | " + " | ".join(cells) + " |", flush=True)
-    variants = {"reduced": FusionSettings(precision="reduced"), "fast": FusionSettings(speed="fast"),
-                "fast, reduced": FusionSettings(speed="fast", precision="reduced")}
+    variants = {name: FusionSettings(frames="all", **settings) for name, settings in {
+        "reduced": {"precision": "reduced"}, "fast": {"speed": "fast"},
+        "fast, reduced": {"speed": "fast", "precision": "reduced"}}.items()}
     print("\n| PSNR, ours | full | " + " | ".join(variants) + " |", "|---" * (len(variants) + 2) + "|", sep="\n")
     for name, stack in stacks.items():
         full, *others = (score(stack, *fuse_stack(stack.frames, models["ours"], settings)[:2])["psnr"]
-                         for settings in (FusionSettings(), *variants.values()))
+                         for settings in (FusionSettings(frames="all"), *variants.values()))
         print(f"| {GROUPS[name].title} | {full:.2f} | " + " | ".join(f"{p - full:+.3f}" for p in others) + " |",
               flush=True)
     return 0

@@ -27,7 +27,6 @@ if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from baselines import BASELINES
@@ -55,7 +54,9 @@ from pictures.reading import read_image
 from preparation.order import focus_features, focus_signature, order_by_sharpness, rank_agreement
 from records import digest
 from streaming.settings import FusionSettings
-from utils import COUNT, Parser, command, keep_freed_memory, random_generator
+from utils import COUNT, OnUse, Parser, command, keep_freed_memory, random_generator
+
+figures = OnUse("matplotlib.figure")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,7 +151,7 @@ def order_table(means: dict, methods: dict[str, Method], num_scenes: int) -> str
 
 def draw_orders(path: Path, means: dict, methods: dict[str, Method]) -> None:
     """Draw PSNR over the conditions, a panel for each kind."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = figures.Figure(figsize=(12, 3.8), layout="constrained")
     for axes, (panel, conditions) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
         style = "o" if panel.startswith("order") else "o-"  # orders are no scale
         for name, method in methods.items():

@@ -17,15 +17,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
     import interrupts  # noqa: F401
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from baselines import BASELINES
@@ -35,7 +35,6 @@ from loss import image_quality
 from make_datasets.make_dataset import Recipe, draw_optics, match_scenes, synthesize, write_frames
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
-from model import StackMFFV2
 from outputs import CsvLog, open_output, read_csv, write_text, written_whole
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
@@ -44,6 +43,11 @@ from records import MadeFrom, digest
 from streaming.settings import FusionSettings
 from temporary import temporary_folder
 from utils import COUNT, SEED, SIDE, Parser, UserError, command, keep_freed_memory, random_generator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model import StackMFFV2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,13 +70,15 @@ GROUPS = {
     "both_ends": Group("overshoot of 2 frames at each end", recipe=Recipe(before=2, after=2)),
     "one_end": Group("overshoot of 4 frames at one end", recipe=Recipe(after=4)),
     **{f"noise{k}": Group(f"noise {k}/255", recipe=Recipe(noise=k / 255)) for k in (1, 2, 4, 8)},
-    **{f"n{n}": Group(f"N = {n}", (n,)) for n in (2, 3, 5, 40)},
+    **{f"n{n}": Group(f"N = {n}", (n,)) for n in (2, 3, 5, 40, 100)},
     "reversed": Group("reversed order, N = 16", reverse=True),
 }
 METHODS = {  # columns; the peers come before the true index
     "ours": "ours, full",
     "ours_fast": "ours, fast",
     "ours_blend": "ours, full, blend",
+    "ours_all": "ours, full, all frames",
+    "ours_fast_all": "ours, fast, all frames",
     "published": "published",
     "v1_painted": "V1, painted",
     "v1": "V1, nearest",
@@ -186,20 +192,21 @@ def run_peer(parts: Sequence[str], stack: Stack) -> tuple[np.ndarray, None, np.n
 def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     """Return the columns in order. Loads the weights."""
 
-    def network(model: StackMFFV2, speed: str, sampling: str):
-        settings = FusionSettings(speed, sampling)
+    def network(model: StackMFFV2, speed: str, sampling: str, frames: str = "auto"):
+        settings = FusionSettings(speed, sampling, frames=frames, tile=args.tile)
+
         def run(stack: Stack):
             found = fuse_stack(stack.frames, model, settings)
             return found.fused, found.index, None if found.surface is found.index else found.surface
         return run
 
-    def peer(parts: list[str]):
-        return lambda stack: run_peer(parts, stack)
-
-    model, weights = open_model(args), digest(args.model_path)
+    model, weights = open_model(args), digest(args.model_path) + (f", tile {args.tile}" if args.tile else "")
     runs = {"ours": (network(model, "full", "nearest"), weights),
             "ours_fast": (network(model, "fast", "nearest"), weights),
             "ours_blend": (network(model, "full", "blend"), weights)}
+    if args.all_frames:
+        runs |= {"ours_all": (network(model, "full", "nearest", "all"), weights),
+                 "ours_fast_all": (network(model, "fast", "nearest", "all"), weights)}
     if args.published:
         published = open_model(argparse.Namespace(model_path=args.published, device=args.device))
         runs["published"] = network(published, "full", "nearest"), digest(args.published)
@@ -208,7 +215,7 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
         runs["v1_painted"] = (lambda stack: (painter.fuse(stack).fused, None)), made_by
         runs["v1"] = (lambda stack: copied(stack, painter.fuse(stack).index)), made_by
     runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
-    runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
+    runs |= {name: (partial(run_peer, parts), shlex.join(parts)) for name, parts in args.peer}
     runs["truth"] = (lambda stack: copied(stack, stack.index),)
     if args.ceilings:
         runs |= {"closest": (lambda stack: (closest_frame(stack), None),),
@@ -219,7 +226,7 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
 class Painter:
     """StackMFF V1, which gives the painted picture and the frames nearest to it at once. It keeps the last stack's."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model, self.stack, self.fusion = model, None, None
 
     def fuse(self, stack: Stack) -> Fusion:
@@ -228,7 +235,7 @@ class Painter:
         return self.fusion
 
 
-def open_v1(path: str, device: str) -> torch.nn.Module:
+def open_v1(path: str, device: str) -> nn.Module:
     """Load StackMFF V1. Raises UserError for weights of another network."""
     model = open_model(argparse.Namespace(model_path=path, device=device))
     if model.network != "stackmff_v1":
@@ -339,6 +346,10 @@ def parse_args(argv=None) -> argparse.Namespace:
                         help="rows of the table")
     methods = parser.add_argument_group("methods")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    methods.add_argument("--all_frames", action="store_true",
+                         help="two more columns: all frames compared everywhere, also in long sweeps")
+    methods.add_argument("--tile", type=SIDE, metavar="PIXELS",
+                         help="side of our tiles; small ones leave more frames out. Default: what the memory allows")
     methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")
     methods.add_argument("--v1", metavar="PATH", help="weights of StackMFF V1: two columns, as painted and the pixels "
                                                       "of the frame nearest to it")

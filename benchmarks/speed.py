@@ -3,21 +3,27 @@
     python benchmarks/speed.py --output_dir benchmarks/results
 
 Every measurement is a process of its own; methods take turns (A B C A B C ..) on the same stack and the medians are
-compared. Seconds run from the files to the fused picture, without starting Python and compiling. Writes speed.csv,
-speed.md and scaling.png (seconds and memory over frames and over pixels).
+compared. Seconds run from the files to the fused picture, without starting Python and compiling. With --peer, other
+programs take turns with ours, and all are measured whole, from the start of the program to its files. Writes
+speed.csv, speed.md and scaling.png (seconds and memory over frames and over pixels).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
@@ -25,20 +31,25 @@ if __name__ == "__main__":
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fusion import fuse_stack, open_model  # noqa: E402
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, unpad, upsample  # noqa: E402
 from outputs import CsvLog, open_output, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from pictures.values import luma, pick_pixels
 from pictures.writing import write_image
+from processors import GIVEN
 from streaming.settings import FusionSettings  # noqa: E402
 from temporary import temporary_folder
-from utils import COUNT, MEMORY, Parser, UserError, command, keep_freed_memory, pick_device
+from utils import COUNT, MEMORY, OnUse, Parser, UserError, command, keep_freed_memory, number, pick_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    
+    from model import BiConvGRU, StackMFFV2
+
+torch, networks = OnUse("torch"), OnUse("model")
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
@@ -48,7 +59,13 @@ METHODS = {
     "reduced": FusionSettings(precision="reduced"),
     "fast": FusionSettings(speed="fast"),
     "fast reduced": FusionSettings(speed="fast", precision="reduced"),
+    "full all": FusionSettings(frames="all"),
+    "fast all": FusionSettings(speed="fast", frames="all"),
 }
+PROGRAM = {"full": (), "compiled": ("--compile",), "reduced": ("--precision", "reduced"), "fast": ("--speed", "fast"),
+           "fast reduced": ("--speed", "fast", "--precision", "reduced"), "full all": ("--frames", "all"),
+           "fast all": ("--speed", "fast", "--frames", "all")}  # flags of predict_one_stack.py
+PEER_SIZES = ("7x2048x1536", "20x1280x960", "20x4000x3000")
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
 SCALES = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 100)],
           "megapixels, 8 frames": [f"8x{w}x{w * 3 // 4}" for w in (400, 800, 1200, 1600, 2000)]}
@@ -64,12 +81,12 @@ def plain_forward(model: StackMFFV2, stack: Tensor) -> Tensor:
     stack (1, N, H, W) -> focus index (1, H, W). The same kernels as the model's, laid out as the paper's equations.
     """
     _, n, h, w = stack.shape
-    frames = pad_to_stride(stack)[0][:, None]
-    volume = torch.sigmoid(upsample(model.intra(frames)))[None]  # (1, N, 8, H, W)
+    frames = networks.pad_to_stride(stack)[0][:, None]
+    volume = torch.sigmoid(networks.upsample(model.intra(frames)))[None]  # (1, N, 8, H, W)
     ahead, back = plain_kernels(model.inter)
     states = plain_sweep(volume, *ahead) + plain_sweep(volume.flip(1), *back).flip(1)
-    logits = unpad(states.amax(2), h, w)
-    return regress_focus(logits, model.temperature, model.config.readout).index
+    logits = networks.unpad(states.amax(2), h, w)
+    return networks.regress_focus(logits, model.temperature, model.config.readout).index
 
 
 def plain_kernels(inter: BiConvGRU) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -134,7 +151,7 @@ def run_once(model: StackMFFV2, paths: list[Path], settings: FusionSettings | No
 
 
 def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dict | None:
-    """Measure in a process of its own. Returns None if the memory does not suffice."""
+    """Measure `fuse_stack` in a process of its own. Returns None if the memory does not suffice."""
     call = [sys.executable, __file__, "--child", method, "--stack_dir", str(stack_dir), "--model_path", args.model_path,
             "--device", args.device, "--limit", str(args.limit)]
     if args.max_memory:
@@ -148,12 +165,76 @@ def measure_apart(method: str, stack_dir: Path, args: argparse.Namespace) -> dic
     return json.loads(done.stdout)
 
 
-def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
-    """Write frames whose sharp region moves from left to right, made from the Motorcycle picture, repeated."""
+# a small process between this one and a program: the memory of who starts it counts as a program's own
+WATCH = """
+import json, resource, subprocess, sys, time
+begin = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+seconds = time.perf_counter() - begin
+print(json.dumps({"seconds": seconds, "gigabytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20}))
+sys.exit(code)
+"""
+
+
+def measure_program(method: str, stack_dir: Path, args: argparse.Namespace) -> dict:
+    """Run a program, ours or a peer, on a stack. Returns {"seconds", "gigabytes"} of all that it does.
+
+    Raises UserError if it fails or writes nothing.
+    """
+    with temporary_folder() as folder:
+        output = folder / "fused.png"
+        call, env = peer_line(args.peer.get(method, ""), list_images(stack_dir)[0], output), os.environ
+        if method in args.peer:
+            env = {name: value for name, value in os.environ.items() if GIVEN.get(name) != value}
+        else:
+            call = [sys.executable, str(ROOT / "predict_one_stack.py"), "--input_dir", str(stack_dir), "--output_dir",
+                    str(folder), "--model_path", args.model_path, "--device", args.device, *PROGRAM[method]]
+            call += ["--max_memory", str(args.max_memory)] if args.max_memory else []
+        done = subprocess.run([sys.executable, "-S", "-c", WATCH, *call], capture_output=True, text=True,
+                              errors="replace", env=env)
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        if done.returncode or not output.is_file():
+            what = f"exit code {done.returncode}" if done.returncode else f"wrote no {output.name}"
+            raise UserError(f"{method}: {what} ({last})")
+        return json.loads(done.stdout)
+
+
+def peer_line(line: str, frames: Sequence[Path], output: Path) -> list[str]:
+    """Return a command line in parts: {frames} as a part of its own becomes all frames, {output} the file to write."""
+    parts = []
+    for part in shlex.split(line):
+        parts += map(str, frames) if part == "{frames}" else [part.replace("{output}", str(output))]
+    return parts
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep `count` single-threaded processes busy."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def write_stack(folder: Path, num_frames: int, width: int, height: int, kind: str = "stripes") -> None:
+    """Write frames whose sharp region moves from left to right, or through the Motorcycle scene (enlarged) by depth.
+
+    The picture is Motorcycle's, repeated.
+    """
     from make_datasets.make_demo import load_motorcycle  # not in the processes that are measured
-    tile = load_motorcycle()[0]
+    tile, depth = load_motorcycle()
     repeats = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
     sharp = np.tile(tile, repeats)[:height, :width]
+    if kind == "motorcycle":
+        focus = np.rint(cv2.resize(depth, (width, height)) * (num_frames - 1))
+        blurred = [sharp, *(cv2.GaussianBlur(sharp, (0, 0), 0.7 * 2**level) for level in range(6))]
+        for k in range(num_frames):  # a pixel of blur per frame of defocus, to the nearest level
+            level = np.rint(np.log2(np.maximum(np.abs(focus - k) / 0.7, 0.4)) + 1).clip(0, 6).astype(np.uint8)
+            write_image(folder / f"{k + 1}.png", np.choose(level[..., None], blurred))
+        return
     soft = cv2.GaussianBlur(sharp, (0, 0), 3)
     edges = np.linspace(0, width, num_frames + 1).astype(int)
     for k in range(num_frames):
@@ -167,25 +248,29 @@ def write_stack(folder: Path, num_frames: int, width: int, height: int) -> None:
 
 def compare(size: str, methods: list[str], args: argparse.Namespace, log: CsvLog) -> dict[str, dict]:
     """Measure the methods in turns on one stack, `NxWIDTHxHEIGHT`. Returns the medians of those that fit."""
+    measure_one = measure_program if args.peer else measure_apart
     num_frames, width, height = (int(number) for number in size.split("x"))
     runs: dict[str, list[dict]] = {method: [] for method in methods}
     with temporary_folder() as folder:
-        write_stack(folder, num_frames, width, height)
+        write_stack(folder, num_frames, width, height, args.stacks)
         for _ in range(args.rounds):
             for method in methods:
-                if (result := measure_apart(method, folder, args)) is not None:
+                with busy_processes(args.busy):
+                    result = measure_one(method, folder, args)
+                if result is not None:
                     runs[method].append(result)
     medians = {}
     for method, results in runs.items():
         if results:
             medians[method] = {name: statistics.median(r[name] for r in results) for name in results[0]}
-        log.write({"frames": num_frames, "width": width, "height": height, "method": method, "rounds": len(results)}
+        log.write({"frames": num_frames, "width": width, "height": height, "method": method, "busy": args.busy,
+                   "rounds": len(results)}
                   | {name: f"{medians[method][name]:.4g}" if results else "" for name in ("seconds", "gigabytes")})
     return medians
 
 
-def table(rows: dict[str, dict[str, dict]], methods: list[str]) -> str:
-    """Return a Markdown table: seconds and memory, and in brackets how many times less than the plain pass."""
+def table(rows: Mapping[str, dict[str, dict]], methods: Sequence[str], base: str = "plain") -> str:
+    """Return a Markdown table: seconds and memory, and in brackets how many times less than `base`."""
     lines = ["| stack | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for size, medians in rows.items():
         cells = []
@@ -195,9 +280,9 @@ def table(rows: dict[str, dict[str, dict]], methods: list[str]) -> str:
                 continue
             seconds, memory = medians[method]["seconds"], medians[method]["gigabytes"]
             cell = f"{seconds:.3g} s, {memory:.2f} GB"
-            if method != "plain" and "plain" in medians:
-                plain = medians["plain"]
-                cell += f" ({plain['seconds'] / seconds:.1f}x, {plain['gigabytes'] / memory:.1f}x)"
+            if method != base and base in medians:
+                times = [medians[base][name] / medians[method][name] for name in ("seconds", "gigabytes")]
+                cell += " ({:.3g}x, {:.3g}x)".format(*times)
             cells.append(cell)
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -249,14 +334,33 @@ def stack_size(text: str) -> str:
     return text
 
 
+def peer(text: str) -> tuple[str, str]:
+    """Check NAME=COMMAND, an argparse type."""
+    name, _, line = text.partition("=")
+    if not name or "{frames}" not in shlex.split(line) or "{output}" not in line or name in METHODS:
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=COMMAND with {{frames}} and {{output}} in it, NAME "
+                                         "none of our methods")
+    return name, line
+
+
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--output_dir", default="benchmarks/results")
     parser.add_argument("--model_path", default=str(ROOT / "model.pth"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--sizes", nargs="+", type=stack_size, metavar="NxWxH",
-                        help=f"stacks; default: {' '.join(SIZES)}, on CUDA also the paper's {' '.join(PAPER_SIZES)}")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+                        help=f"stacks; default: {' '.join(SIZES)}, on CUDA also the paper's {' '.join(PAPER_SIZES)}; "
+                             f"beside peers {' '.join(PEER_SIZES)}")
+    parser.add_argument("--stacks", choices=("stripes", "motorcycle"), default="stripes",
+                        help="what the frames show: in each a stripe that is sharp, or the depth of Motorcycle")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS),
+                        help="full and fast choose the frames of long sweeps; default: those without 'all', beside "
+                             "peers full and fast")
+    parser.add_argument("--peer", action="append", type=peer, default=[], metavar="NAME=COMMAND",
+                        help="another program: in its command line {frames} becomes the frames, {output} the .png to "
+                             "write; repeat the flag for more of them")
+    parser.add_argument("--busy", type=number(int, 0, 1024), default=0, metavar="K",
+                        help="other processes that keep a processor busy each while a method is measured")
     parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--scaling", action="store_true", help="also the curves over frames and pixels")
     parser.add_argument("--max_memory", type=MEMORY, metavar="GB", help="our budget; default: half of what is free")
@@ -264,7 +368,13 @@ def parse_args(argv=None) -> argparse.Namespace:
                         help="address space of a measurement on the CPU: what needs more does not fit")
     parser.add_argument("--child", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--stack_dir", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.peer = dict(args.peer)
+    args.methods = args.methods or (["full", "fast"] if args.peer else
+                                    [method for method in METHODS if not method.endswith(" all")])
+    if args.peer and ("plain" in args.methods or args.scaling):
+        parser.error("--peer measures programs: plain is none, and --scaling is without peers")
+    return args
 
 
 @command
@@ -278,9 +388,10 @@ def main(argv=None) -> int:
     output = open_output(args.output_dir, "benchmarks/speed.py", {}, [args.model_path])
     log = CsvLog(output / "speed.csv")
     on_cuda = pick_device(args.device).type == "cuda"
-    sizes = args.sizes or list(SIZES + PAPER_SIZES if on_cuda else SIZES)
-    rows = {size: compare(size, args.methods, args, log) for size in tqdm(sizes, unit="stack")}
-    text = table(rows, args.methods)
+    sizes = args.sizes or list(PEER_SIZES if args.peer else SIZES + PAPER_SIZES if on_cuda else SIZES)
+    methods = [*args.peer, *args.methods]
+    rows = {size: compare(size, methods, args, log) for size in tqdm(sizes, unit="stack")}
+    text = table(rows, methods, methods[0] if args.peer else "plain")
     write_text(output / "speed.md", text + "\n")
     print(text)
     if args.scaling:

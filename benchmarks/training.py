@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if __name__ == "__main__":
     import interrupts  # noqa: F401
 
-import torch
 from tqdm import tqdm
 
 from benchmarks.ablation import RECIPE, run_training, train_command
@@ -34,7 +33,9 @@ from make_datasets.make_demo import load_motorcycle
 from pictures.values import to_uint8
 from pictures.writing import write_image
 from temporary import temporary_folder
-from utils import COUNT, FRAMES, SIDE, WORKERS, Parser, command, number, pick_device
+from utils import COUNT, FRAMES, SIDE, WORKERS, OnUse, Parser, command, number, pick_device
+
+torch = OnUse("torch")
 
 
 class Mode(NamedTuple):

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from evaluation.statistics import alike_groups
 from pictures.values import colorize, to_uint8
+from utils import OnUse
+
+figures, agg = OnUse("matplotlib.figure"), OnUse("matplotlib.backends.backend_agg")
 
 PANEL_WIDTH = (160, 640)  # pixels: smaller pictures are enlarged in the figures, larger ones reduced
 
@@ -28,7 +29,7 @@ def draw_differences(methods: Sequence[str], ranks: Sequence[float], difference:
     axis_width, top = max(5.0, 0.09 * len(title) - 2 * margin), 1.1
     first_level = top + 0.3 + 0.12 * len(groups)
     width, height = 2 * margin + axis_width, first_level + 0.28 * half
-    figure = Figure((width, height), dpi=150)
+    figure = figures.Figure((width, height), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
@@ -88,7 +89,7 @@ def draw_maps(panels: Mapping[str, np.ndarray], coloured: Collection[str]) -> np
     canvas[top : top + 10, left : left + scale.shape[1]] = colorize(scale)
     texts += [(left - 28, top + 5, "0 near", 56), (left + scale.shape[1] + 26, top + 5, "1 far", 56)]
 
-    figure = Figure((canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
+    figure = figures.Figure((canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
     figure.figimage(canvas, origin="upper")
     for x, y, words, room in texts:
         size = min(10, room / (0.9 * len(words)))  # a letter of DejaVu Sans is about 0.65 of its points * 100 / 72 wide
@@ -108,7 +109,7 @@ def fit_panel(picture: np.ndarray) -> np.ndarray:
                       interpolation=cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA)
 
 
-def rendered(figure: Figure) -> np.ndarray:
-    canvas = FigureCanvasAgg(figure)
+def rendered(figure: figures.Figure) -> np.ndarray:
+    canvas = agg.FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

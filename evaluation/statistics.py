@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 from evaluation.tables import OVERALL, QUALITY, Means, Measure, Table, escape_markdown
+from utils import OnUse
+
+stats = OnUse("scipy.stats")
 
 ALPHA = 0.05
 
@@ -40,7 +42,7 @@ def rank_table(means: Means, methods: Sequence[str], datasets: Sequence[str],
     OVERALL is the mean of a method's ranks, `mean` that over both measures.
     """
     values = np.array([[[means[m, d][q.name] for q in QUALITY] for d in datasets] for m in methods])
-    ranks = rankdata(-values, axis=0)  # (methods, datasets, measures)
+    ranks = stats.rankdata(-values, axis=0)  # (methods, datasets, measures)
     ranks = np.concatenate((ranks, ranks.mean(axis=1, keepdims=True)), axis=1)
     columns = [(d, Measure(m.name, m.title, 1, -1)) for d in datasets for m in QUALITY]  # equals have halves
     columns += [(OVERALL, Measure(name, title, 2, -1))
@@ -63,8 +65,8 @@ def compare_methods(rows: Sequence[dict], methods: Sequence[str], measure: Measu
     count, scenes = values.shape
     if count < 3 or scenes < 2:
         return None
-    ranks = rankdata(-values, axis=0)
-    statistic, p = friedmanchisquare(*values) if (ranks != ranks[0]).any() else (0.0, 1.0)
+    ranks = stats.rankdata(-values, axis=0)
+    statistic, p = stats.friedmanchisquare(*values) if (ranks != ranks[0]).any() else (0.0, 1.0)
     return {"measure": measure.name, "methods": count, "scenes": scenes, "chi2": float(statistic), "p": float(p),
             "alpha": ALPHA, "cd": critical_difference(count, scenes),
             **{f"rank {method}": float(r.mean()) for method, r in zip(methods, ranks, strict=True)}}
@@ -72,7 +74,7 @@ def compare_methods(rows: Sequence[dict], methods: Sequence[str], measure: Measu
 
 def critical_difference(methods: int, scenes: int) -> float:
     """Return Nemenyi's critical difference of average ranks, q sqrt(k (k + 1) / (6 N)) (Demsar 2006, Sec. 3.2.2)."""
-    q = studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
+    q = stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * scenes)))
 
 

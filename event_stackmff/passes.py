@@ -44,13 +44,24 @@ def find_focus(source: FrameSource, model: nn.Module, settings: FusionSettings) 
 
 
 def plan_stack(source: FrameSource, model: nn.Module, settings: FusionSettings) -> NamedTuple:
-    """Return how a stack is fitted into the memory: `needed` and `allowed`, bytes."""
+    """Return how a stack is fitted into the memory: `needed` and `allowed`, bytes.
+
+    Raises UserError if the published network has too much or too little to do.
+    """
     if not model.config.published:
         return v2.plan_stack(source, model, settings)
     card = card_memory(next(model.parameters()).device)
     n, pixels = len(source), math.prod(math.ceil(side / 32) * 32 for side in source.size)
     needed = 0.65 * GIB + WEIGHTS + n * pixels * (BYTES + 16 * n + TOKEN_BYTES * pixels)
-    return Whole(needed, memory_limit(settings) if card is None else card)
+    plan = Whole(needed, memory_limit(settings) if card is None else card)
+    stack = f"{source.name(0)}: {n} frames of {source.size[1]}x{source.size[0]} pixels"
+    if plan.needed > plan.allowed:
+        raise UserError(f"{stack}, which the published EventStackMFF takes whole, need {needed / GIB:.1f} GiB and may "
+                        f"use {plan.allowed / GIB:.1f}; raise --max_memory, or give our weights of EventStackMFF")
+    if min(source.size) <= LEAST_SIDE - 32:
+        raise UserError(f"{stack}, and the published EventStackMFF needs more than {LEAST_SIDE - 32} a side; give our "
+                        "weights of EventStackMFF")
+    return plan
 
 
 def check_settings(settings: FusionSettings, model: nn.Module) -> None:
@@ -79,15 +90,7 @@ def event_pairs(source: FrameSource, model: nn.Module) -> Iterator[tuple[Tensor]
 def fuse_whole(source: FrameSource, model: PublishedEventStackMFF, settings: FusionSettings) -> FocusMaps:
     """Run the published network: its attention over the frames and its filters see the whole stack at once."""
     check_settings(settings, model)
-    width, height = source.size[::-1]
-    if min(width, height) <= LEAST_SIDE - 32:
-        raise UserError(f"{source.name(0)}: {width}x{height} pixels, and the published EventStackMFF needs more than "
-                        f"{LEAST_SIDE - 32} a side; give our weights of EventStackMFF")
-    plan = plan_stack(source, model, settings)
-    if plan.needed > plan.allowed:
-        raise UserError(f"{source.name(0)}: {len(source)} frames of {width}x{height} pixels, which the published "
-                        f"EventStackMFF takes whole, need {plan.needed / GIB:.1f} GiB and may use "
-                        f"{plan.allowed / GIB:.1f}; raise --max_memory, or give our weights of EventStackMFF")
+    plan_stack(source, model, settings)
     device = next(model.parameters()).device
     stack = torch.stack([torch.from_numpy(luma(frame, source.white)) for frame in source.read_all("reading")])
     events = torch.stack([torch.from_numpy(frame) for frame in source.read_events()])

@@ -17,18 +17,22 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from dataset import add_synthesis_flags, check_data_flags
 from event_stackmff.data import EventStackFolder, SyntheticEventStacks
-from event_stackmff.model import EventConfig, EventStackMFF, begin_from_v2
-from model import FocusMap, StackMFFV2, load_model
 from pictures.events import POSITIVE, events_to_colours
 from train import FocusTask, add_loss_flags, add_set_flags
 from training import Batch, add_training_flags, train_network
-from utils import SHARE, Parser, UserError, command
+from utils import SHARE, OnUse, Parser, UserError, command
+
+if TYPE_CHECKING:
+    from event_stackmff.model import EventStackMFF
+    from model import FocusMap
+
+torch, networks, events_network = OnUse("torch"), OnUse("model"), OnUse("event_stackmff.model")
 
 MAX_SETS = 3
 SET_FOLDERS = {"img_stack": "stacks: DIR/SCENE/1.png ..",
@@ -55,14 +59,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-NETWORKS = {
-    "whole": EventConfig(),
-    "no_details": EventConfig(event_details=0),
-    "no_next": EventConfig(next_events=False),
-    "event_norm": EventConfig(event_norm=True),
-    "detach_gate": EventConfig(detach_gate=True),
-    "no_volume": EventConfig(event_volume=0),
-    "coarse": EventConfig(event_levels=(2, 3, 4), event_volume=0),  # as the published one: never at the fine levels
+NETWORKS = {  # what of event_stackmff.model.EventConfig is otherwise
+    "whole": {},
+    "no_details": {"event_details": 0},
+    "no_next": {"next_events": False},
+    "event_norm": {"event_norm": True},
+    "detach_gate": {"detach_gate": True},
+    "no_volume": {"event_volume": 0},
+    "coarse": {"event_levels": (2, 3, 4), "event_volume": 0},  # as the published one: never at the fine levels
 }
 
 
@@ -82,7 +86,7 @@ class EventTask(FocusTask):
         super().__init__(args)
 
     def new_model(self) -> EventStackMFF:
-        model = EventStackMFF(NETWORKS[self.args.network])
+        model = events_network.EventStackMFF(events_network.EventConfig(**NETWORKS[self.args.network]))
         if self.args.init_path:
             begin(model, self.args.init_path)
         return model.to(memory_format=torch.channels_last)
@@ -102,11 +106,11 @@ class EventTask(FocusTask):
 def begin(model: EventStackMFF, path: str | Path) -> None:
     """Begin with weights of EventStackMFF, or of StackMFF-V2. Raises UserError for others."""
     try:
-        weights = load_model(path)
-        if isinstance(weights, EventStackMFF):
+        weights = networks.load_model(path)
+        if isinstance(weights, events_network.EventStackMFF):
             model.load_state_dict(weights.state_dict())
-        elif isinstance(weights, StackMFFV2):
-            begin_from_v2(model, weights)
+        elif isinstance(weights, networks.StackMFFV2):
+            events_network.begin_from_v2(model, weights)
         else:
             raise UserError(f"{path}: weights of {weights.network}; begin with EventStackMFF's or StackMFF-V2's")
     except (ValueError, FileNotFoundError) as error:

@@ -20,8 +20,6 @@ if __name__ == "__main__":
 
 import cv2
 import numpy as np
-import skimage.data
-from skimage.segmentation import slic
 from tqdm import tqdm
 
 from make_datasets.event_camera import synthesize_events  # noqa: E402
@@ -32,7 +30,9 @@ from pictures.events import events_to_colours  # noqa: E402
 from pictures.values import to_uint8  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
 from records import MANIFEST  # noqa: E402
-from utils import FRAMES, SEED, Parser, command, number, random_generator  # noqa: E402
+from utils import FRAMES, SEED, OnUse, Parser, command, number, random_generator  # noqa: E402
+
+data, segmentation = OnUse("skimage.data"), OnUse("skimage.segmentation")
 
 PROGRAM = "make_datasets/make_demo.py"
 PICTURES = {  # names in skimage.data
@@ -47,7 +47,7 @@ def load_motorcycle(scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
     Depth falls linearly with disparity. Where the disparity is unknown, it is that of the nearest known pixel.
     """
-    image, _, disparity = skimage.data.stereo_motorcycle()
+    image, _, disparity = data.stereo_motorcycle()
     unknown = ~np.isfinite(disparity)
     _, labels = cv2.distanceTransformWithLabels(unknown.astype(np.uint8), cv2.DIST_L2, 5,
                                                 labelType=cv2.DIST_LABEL_PIXEL)
@@ -61,10 +61,10 @@ def load_motorcycle(scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
 def load_picture(name: str, rng: np.random.Generator, side: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Return a picture of scikit-image, uint8 (side, side[, 3]), and a depth made from its superpixels, float32."""
-    image = getattr(skimage.data, name)()
+    image = getattr(data, name)()
     scale = side / min(image.shape[:2])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:side, :side]
-    segments = slic(image, n_segments=12, compactness=20, channel_axis=2 if image.ndim == 3 else None)
+    segments = segmentation.slic(image, n_segments=12, compactness=20, channel_axis=2 if image.ndim == 3 else None)
     return image, planes_from_segments(segments, rng)
 
 

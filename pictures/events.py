@@ -111,7 +111,7 @@ def read_events(frame: str | Path | Page, positive: str = "red") -> np.ndarray:
 
 
 def _signed(values: np.ndarray, name: object) -> np.ndarray:
-    """Return an array of whole or broken numbers as an event frame. Raises UserError naming it."""
+    """Return an array as an event frame: net counts, or numbers in -1..1. Raises UserError naming it."""
     if np.issubdtype(values.dtype, np.signedinteger):
         return np.clip(values / np.float32(FULL), -1, 1).astype(np.float32)
     if not np.issubdtype(values.dtype, np.floating):

@@ -8,11 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from dataset import focus_target
@@ -36,7 +34,12 @@ from prediction.stack import (
     tell,
 )
 from streaming.settings import settings_from
-from utils import UserError, keep_freed_memory, start_processes
+from utils import OnUse, UserError, keep_freed_memory, start_processes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+dist = OnUse("torch.distributed")
 
 KINDS = ("fused", "focus_index", "depth", "depth_color", "confidence")
 FIGURES = ("seconds", "psnr_grey", "ssim_grey", "psnr_colour", "ssim_colour", "depth_mse", "depth_mae")

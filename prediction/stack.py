@@ -8,11 +8,10 @@ import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from fusion import check_network, estimate_memory, fuse_stack, gives_confidence, takes_events
@@ -28,6 +27,9 @@ from streaming.frames import FrameSource
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
 from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 CONFIDENCE = "confidence.png"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linprog
 
 from pictures.values import luma
 from preparation.frames import corners, transform_points
-from utils import UserError
+from utils import OnUse, UserError
+
+optimize = OnUse("scipy.optimize")
 
 BRIGHT, GROUND = -1, -2  # a side without margin: the picture reaches it; dark, but by no border
 
@@ -74,7 +75,7 @@ def common_crop(transforms: np.ndarray, size: Sequence[int]) -> tuple[int, int, 
     normals, limits = half_planes(transforms, size)
     half = (np.asarray(size, np.float64) - 1) / 2
     reach = np.abs(normals) @ half  # of a box of the full size
-    best = linprog([0, 0, -1], A_ub=np.column_stack((normals, reach)), b_ub=limits,
+    best = optimize.linprog([0, 0, -1], A_ub=np.column_stack((normals, reach)), b_ub=limits,
                    bounds=[(None, None), (None, None), (None, 1)])
     if not best.success or best.x[2] <= 0:
         raise UserError("the frames as registered have no area in common; check that they show one scene, or use "

@@ -16,13 +16,9 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.nn.functional import all_reduce
-from torch.utils.data import Dataset
 
 from dataset import (
     Key,
@@ -37,12 +33,17 @@ from dataset import (
     synthetic_validation_sets,
 )
 from loss import image_quality
-from model import load_model, model_checkpoint
 from pictures.values import pick_pixels, to_uint8
-from stackmff_v1.loss import painting_loss
-from stackmff_v1.model import Painting, StackMFFV1, nearest_frames
 from training import VAL_SEED, Batch, add_training_flags, train_network
-from utils import Parser, UserError, command, number, random_generator
+from utils import OnUse, Parser, UserError, command, number, random_generator
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from stackmff_v1.model import Painting, StackMFFV1
+
+torch, networks, v1, v1_loss = OnUse("torch"), OnUse("model"), OnUse("stackmff_v1.model"), OnUse("stackmff_v1.loss")
 
 TRAINING_SHARE = 0.8  # of DATAPATH's scenes, in the order of their names; the others validate
 
@@ -102,8 +103,12 @@ class PaintingTask:
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
     def new_model(self) -> StackMFFV1:
-        model = initial_model(self.args.init_path) if self.args.init_path else StackMFFV1()
-        return share_batch_norms(model) if dist.is_initialized() else model
+        model = initial_model(self.args.init_path) if self.args.init_path else v1.StackMFFV1()
+        if not torch.distributed.is_initialized():
+            return model
+        from stackmff_v1.norms import share_batch_norms
+
+        return share_batch_norms(model)
 
     def forward(self, model: nn.Module, batch: Batch, draw: float) -> Painting:
         if self.args.freeze_last_norm and torch.is_grad_enabled():
@@ -111,14 +116,14 @@ class PaintingTask:
         return model(batch["stack"])
 
     def loss(self, output: Painting, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return painting_loss(output.fused, batch["aif"], self.args.loss_weights, batch["weight"])
+        return v1_loss.painting_loss(output.fused, batch["aif"], self.args.loss_weights, batch["weight"])
 
     def score(self, output: Painting, batch: Batch) -> list[dict[str, float]]:
         """Return the loss, and PSNR and SSIM of the painted luma and of the frames' pixels nearest to it."""
-        nearest = nearest_frames(batch["stack"], output.fused).cpu().numpy()
+        nearest = v1.nearest_frames(batch["stack"], output.fused).cpu().numpy()
         rows = []
         for k, stack in enumerate(batch["stack"].cpu().numpy()):
-            loss, _ = painting_loss(output.fused[k : k + 1], batch["aif"][k : k + 1], self.args.loss_weights)
+            loss, _ = v1_loss.painting_loss(output.fused[k : k + 1], batch["aif"][k : k + 1], self.args.loss_weights)
             aif = batch["aif"][k].cpu().numpy() * 255
             copied = image_quality(pick_pixels(stack, nearest[k]) * 255, aif)
             rows.append({"loss": float(loss)} | image_quality(output.fused[k].cpu().numpy() * 255, aif)
@@ -132,13 +137,13 @@ class PaintingTask:
         return np.hstack([np.repeat(to_uint8(values)[..., None], 3, axis=2) for values in maps])
 
     def checkpoint(self, model: StackMFFV1) -> dict:
-        return model_checkpoint(model)
+        return networks.model_checkpoint(model)
 
     def describe(self, model: StackMFFV1) -> dict[str, float]:
         return {}
 
 
-class ShuffledStacks(Dataset):
+class ShuffledStacks:
     """Stacks of another dataset without their target, a share of them with their frames in random order."""
 
     def __init__(self, stacks: Dataset, share: float, seed: int) -> None:
@@ -177,45 +182,12 @@ def sets_on_disk(args: argparse.Namespace) -> tuple[StackFolder | None, dict[str
 def initial_model(path: str | Path) -> StackMFFV1:
     """Return the network that weights hold. Raises UserError if they are not StackMFF V1's."""
     try:
-        model = load_model(path)
+        model = networks.load_model(path)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-    if not isinstance(model, StackMFFV1):
+    if not isinstance(model, v1.StackMFFV1):
         raise UserError(f"{path}: weights of another network; begin with ones that stackmff_v1.train wrote")
     return model.train()
-
-
-# --------------------------------------------------------------------------- several processes
-
-
-def share_batch_norms(model: StackMFFV1) -> StackMFFV1:
-    """Let the batch norms see the whole batch, as in one process, not each process its own share."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = SharedBatchNorm
-    return model
-
-
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the samples of all processes. PyTorch's own runs on graphics cards only."""
-
-    def _check_input_dim(self, x: torch.Tensor) -> None:
-        pass  # the class that this one takes the place of has checked what it is for
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return super().forward(x)
-        axes, shape = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
-        count = torch.tensor(x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
-        dist.all_reduce(count)
-        mean = all_reduce(x.float().sum(axes)) / count.float()
-        centred = x - mean.view(shape)
-        variance = all_reduce(centred.float().square().sum(axes)) / count.float()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)).float(), self.momentum)
-        return centred * (self.weight * torch.rsqrt(variance + self.eps)).view(shape) + self.bias.view(shape)
 
 
 if __name__ == "__main__":

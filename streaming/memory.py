@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
-from model import StackMFFV2
 from streaming.settings import FusionSettings, picture_step
+from streaming.tiles import count_tiles, share_evenly
 from temporary import reserved_file
-from utils import available_memory, local_processes
+from utils import OnUse, available_memory, local_processes
+
+if TYPE_CHECKING:
+    from model import StackMFFV2
+
+torch = OnUse("torch")
 
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
+SCORING_MEMORY = GIB  # of frames that are scored at a time, if it is more than one
+CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that it hardly ever changes the choice
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 42, 54  # numbers per pixel of a frame in the network's first part, as measured
+SCORING, EVENT_SCORING = 42, 74  # numbers per pixel of a frame in the network's first part, as measured
 
 
 class Kept:
@@ -74,6 +80,9 @@ class Budget(NamedTuple):
     needed: float  # bytes; more than allowed if one frame needs that much
     allowed: float  # bytes
     halo: int  # pixels of the recurrent stage
+    scorers: int  # threads that score a frame each
+    comparers: int  # threads that compare a tile each
+    chosen_memory: float  # bytes for a tile whose frames are chosen
 
 
 def halo_of(model: StackMFFV2) -> int:
@@ -94,11 +103,12 @@ def memory_limit(settings: FusionSettings) -> float:
 
 
 def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettings, halo: int = HALO,
-                card: int | None = None, channels: int = 8, scoring: int = SCORING) -> Budget:
+                card: int | None = None, channels: int = 8, scoring: int = SCORING, threads: int = 1) -> Budget:
     """Fit the passes into this process's share of `settings.max_memory`, and into the free bytes of a graphics card.
 
     channels: of the features that are kept. scoring: numbers per pixel while a frame is scored. The other sizes follow
-    from the tensors' shapes.
+    from the tensors' shapes. threads: how many there are to share the frames and the tiles; fewer do where memory
+    lacks.
     """
     limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
@@ -111,17 +121,37 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     features_in_file = not features_on_card and features + scoring > room
     room -= 0 if features_on_card or features_in_file else features
     blend = num_frames * pixels if settings.sampling == "blend" else 0
+    scorers = max(1, min(threads, num_frames, int(min(room, SCORING_MEMORY) // scoring)))
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
-    # of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space
-    bytes_per_pixel = num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number
     step = picture_step(settings)
-    tile = settings.tile
-    if not tile:
-        allowed = card / 4 if card is not None else 0.75 * room if settings.max_memory else min(room, TILE_MEMORY)
-        least = 32 if settings.max_memory else 4 * halo  # below that most of the work would be the halo's
-        tile = max(least, math.isqrt(int(max(allowed, 0.1 * GIB) / bytes_per_pixel)) - 2 * halo) * step
+    tile, comparers, per_pixel = settings.tile, threads, bytes_per_pixel(num_frames, settings, channels)
+    chosen = card / 4 if card is not None else max(min(0.75 * room / threads, CHOSEN_MEMORY), 0.1 * GIB / threads)
+    while not tile:
+        allowed = (card / 4 if card is not None else 0.75 * room / comparers if settings.max_memory
+                   else min(room / comparers, TILE_MEMORY))
+        wide = 4 * halo  # below that most of the work would be the halo's
+        side = math.isqrt(int(max(allowed, 0.1 * GIB / comparers) / per_pixel)) - 2 * halo
+        if side < wide and comparers > 1:
+            comparers -= 1
+        else:
+            tile = max(32 if settings.max_memory else wide, side) * step
+    halo = min(halo, 2 * num_frames)
+    if comparers > 1 and not settings.tile:
+        tile = share_evenly(height, width, tile, step, halo, comparers)
+    comparers = min(comparers, count_tiles(height, width, tile, step))
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
-    needed = limit - room + (max(region * bytes_per_pixel, scoring) if card is None else 0)
-    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit,
-                  min(halo, 2 * num_frames))
+    needed = limit - room
+    if card is None:
+        needed += max(comparers * region * per_pixel, scorers * scoring)
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit, halo, scorers,
+                  comparers, chosen)
+
+
+def bytes_per_pixel(num_frames: int, settings: FusionSettings, channels: int = 8) -> int:
+    """Return what the recurrent stage needs per pixel of a tile in which it compares so many frames.
+
+    Of every frame a state of 16 channels, the features and the softmax; of one frame gates and work space.
+    """
+    number = 2 if settings.precision == "reduced" else 4  # bytes
+    return num_frames * (16 * number + channels // 4 * number + 12) + 16 * 14 * number

@@ -14,6 +14,7 @@ from contextlib import closing
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,7 +32,9 @@ from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
-from streaming.tiles import Part, cut_evenly, cut_tiles
+from streaming.tiles import Part, cut_evenly
+from streaming.window import Gaps, Tile, find_possible, looks_first, tiles_of_all, tiles_of_possible
+from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE, TAKES_EVENTS = True, False
@@ -68,9 +71,10 @@ def check_settings(settings: FusionSettings, model: StackMFFV2) -> None:
 
 
 def plan_stack(source: FrameSource, model: StackMFFV2, settings: FusionSettings) -> Budget:
-    return plan_memory(len(source), *source.size, settings, halo_of(model),
-                       card_memory(next(model.parameters()).device), model.kept_channels,
-                       EVENT_SCORING if source.events else SCORING)
+    device = next(model.parameters()).device
+    return plan_memory(len(source), *source.size, settings, halo_of(model), card_memory(device), model.kept_channels,
+                       EVENT_SCORING if source.events else SCORING,
+                       torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSettings, budget: Budget,
@@ -81,14 +85,20 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
+    noise = source.noise if settings.sampling == "blend" else None
+
+    def score(item: tuple[np.ndarray, Sequence[Tensor]]) -> Tensor:
+        frame, more = item
+        grey = luma(frame, source.white)
+        if noise is not None:
+            grey = smooth_noise(grey, noise)
+        grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
+        return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
+
     try:
-        for k, (frame, more) in enumerate(zip(source.read_all("scoring"), beside, strict=False)):
-            grey = luma(frame, source.white)
-            if settings.sampling == "blend":
-                grey = smooth_noise(grey, source.noise)
-            grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
-            features = model.intra(grey.contiguous(memory_format=torch.channels_last), *more)
-            kept.tensor[k] = features[0].permute(1, 2, 0)
+        items = zip(source.read_all("scoring"), beside, strict=False)
+        for k, features in enumerate(share_out(score, items, budget.scorers)):
+            kept.tensor[k] = features
             kept.release_pages()
     except BaseException:
         kept.close()
@@ -99,7 +109,7 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
 
 def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, settings: FusionSettings,
                    budget: Budget) -> FocusMaps:
-    """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over all frames."""
+    """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over the frames that are possible."""
     n, (height, width) = len(source), source.size
     inter = recurrent_stage(model, settings)
     step = picture_step(settings)
@@ -110,32 +120,57 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    tiles = itertools.product(*(cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width)))
+    def compare(tile: Tile) -> None:
+        down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
+        volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model, gaps.frames)
+        logits = inter(volume).float()
+        for rows, strip in read_strips(logits, down, across, step):
+            focus = regress_focus(gaps.fill(strip), model.temperature, readout, model.config.calibration)
+            there = (rows, slice(across.start, across.stop))
+            maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
+            maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.surface is not None:
+                softer = readout == "peak"  # an index read from all frames already lies between them
+                surface = expectation_at_peak(focus.probabilities, SOFTER) if softer else focus.index
+                maps.surface[there] = gaps.to_sweep(surface[0]).cpu().numpy()
+            if maps.probabilities:
+                p = focus.probabilities[0]
+                p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
+                p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
+                whole = p.new_zeros(n, *p.shape[1:])
+                whole[gaps.frames] = p[gaps.places]
+                maps.probabilities.tensor[(slice(None), *there)] = whole.cpu()
+                maps.probabilities.release_pages()
+
     try:
-        for down, across in tqdm(list(tiles), desc="comparing", unit="tile", leave=False, disable=not source.progress):
-            window = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model)
-            logits = inter(window).float()
-            for rows, strip in read_strips(logits, down, across, step):
-                focus = regress_focus(strip, model.temperature, readout, model.config.calibration)
-                there = (rows, slice(across.start, across.stop))
-                maps.index[there] = focus.index[0].cpu().numpy()
-                maps.confidence[there] = focus.confidence[0].cpu().numpy()
-                if maps.surface is not None:
-                    softer = readout == "peak"  # an index read from all frames already lies between them
-                    surface = expectation_at_peak(focus.probabilities, SOFTER) if softer else focus.index
-                    maps.surface[there] = surface[0].cpu().numpy()
-                if maps.probabilities:
-                    p = focus.probabilities[0]
-                    p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
-                    p = (p * 255).round().to(torch.uint8)  # of any number of frames one is 255
-                    maps.probabilities.tensor[(slice(None), *there)] = p.cpu()
-                    maps.probabilities.release_pages()
+        tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
+        for _ in tqdm(share_out(compare, tiles, budget.comparers), desc="comparing", total=len(tiles), unit="tile",
+                      leave=False, disable=not source.progress):
+            pass
     except BaseException:
         maps.close()
         raise
     if model.config.readout == "stretch":
         maps.index = stretch_index(torch.from_numpy(maps.index)[None], n)[0].numpy()
     return maps
+
+
+def choose_tiles(features: Kept, inter: BiConvGRU, model: StackMFFV2, size: tuple[int, int], settings: FusionSettings,
+                 budget: Budget) -> list[Tile]:
+    """Return the tiles in which frames are compared, each with its frames. In a long sweep the first look says them.
+
+    What it loses is measured for StackMFF-V2 only; other networks compare all frames.
+    """
+    n = len(features.tensor)
+    if model.network != "stackmff_v2" or not looks_first(n, model.config.readout, settings):
+        return tiles_of_all(n, *size, settings, budget)
+
+    def look(down: Part, across: Part, step: int) -> Tensor:
+        return inter(VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
+                                  range(n)))[0]
+
+    possible = find_possible(look, n, *size, float(model.temperature), settings, budget)
+    return tiles_of_possible(possible, *size, settings, budget)
 
 
 def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
@@ -171,24 +206,30 @@ def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator
 
 
 class VolumeWindow(Sequence):
-    """The focus volume in a window of the recurrent stage: N frames (1, C, h, w), made when they are asked for."""
+    """The focus volume in a window of the recurrent stage: frames (1, C, h, w), made when they are asked for.
+
+    step: picture pixels per pixel: 1, or 2 (the features' own resolution), or a multiple of 2, of which it is a mean.
+    """
 
     def __init__(self, features: Kept, rows: range, columns: range, step: int, like: Tensor,
-                 model: StackMFFV2) -> None:
+                 model: StackMFFV2, frames: Sequence[int]) -> None:
         self.features, self.rows, self.columns, self.step = features, rows, columns, step
-        self.like = like  # its device and type are the volume's
+        self.like, self.frames = like, frames  # its device and type are the volume's
         self.model = model
 
     def __len__(self) -> int:
-        return len(self.features.tensor)
+        return len(self.frames)
 
     def __getitem__(self, k: int) -> Tensor:
-        frame = self.features.tensor[k].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
-        if self.step == 2:
-            frame = self.model.at_half(frame[..., self.rows.start : self.rows.stop,
-                                             self.columns.start : self.columns.stop])
-        else:
+        stop_if_asked()
+        frame = self.features.tensor[self.frames[k]].permute(2, 0, 1)[None]  # (1, C, H/2, W/2)
+        if self.step == 1:
             frame = self.model.window_at_full(frame, self.rows, self.columns, self.like.device)
+        else:
+            pool = self.step // 2
+            rows, columns = (slice(pool * part.start, pool * part.stop) for part in (self.rows, self.columns))
+            frame = self.model.at_half(frame[..., rows, columns])
+            frame = frame if pool == 1 else F.avg_pool2d(frame.float(), pool)
         frame = self.model.squash(frame.float().to(self.like)).contiguous(memory_format=torch.channels_last)
         self.features.release_pages()  # the system also maps what lies around those that were read
         return frame

@@ -23,10 +23,11 @@ class FusionSettings:
     smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
     raw_depth: bool = False  # the surface as it is read from P, without the filter (streaming/surface.py)
     progress: bool = False
+    frames: str = "auto"  # which are compared: in a long sweep those that a first look leaves possible; or all
 
     def __post_init__(self) -> None:
         choices = {"speed": ("full", "fast"), "sampling": ("nearest", "blend", "painted"),
-                   "precision": ("full", "reduced")}
+                   "precision": ("full", "reduced"), "frames": ("auto", "all")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose {' or '.join(allowed)}")
@@ -48,6 +49,9 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sampling", choices=("nearest", "blend", "painted"), default=FusionSettings.sampling,
                        help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks; painted: "
                             "the luma that StackMFF V1 paints")
+    group.add_argument("--frames", choices=("auto", "all"), default=FusionSettings.frames,
+                       help="auto compares in each part of a long sweep the frames that a first look leaves possible; "
+                            "all compares all")
     group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
                        help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
     group.add_argument("--compile", action="store_true",
@@ -70,4 +74,4 @@ def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSet
     if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
         raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
     return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,
-                          args.smooth, args.raw_depth, progress)
+                          args.smooth, args.raw_depth, progress, args.frames)

@@ -27,3 +27,26 @@ def cut_tiles(side: int, tile: int, step: int, halo: int) -> list[Part]:
     length = min(whole, math.ceil(parts[0][1] / step) + 2 * halo)
     firsts = [min(max(0, start // step - halo), whole - length) for start, _ in parts]
     return [Part(*part, range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
+
+
+def count_tiles(height: int, width: int, tile: int, step: int) -> int:
+    return math.prod(len(cut_evenly(side, tile, step)) for side in (height, width))
+
+
+def share_evenly(height: int, width: int, tile: int, step: int, halo: int, workers: int) -> int:
+    """Return the side, at most `tile`, of tiles that as many workers are soonest done with: none waits at the end."""
+
+    def duration(tile: int) -> float:
+        window = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
+        return math.ceil(count_tiles(height, width, tile, step) / workers) * window
+
+    parts = [range(math.ceil(side / tile), math.ceil(side / tile) + workers + 1) for side in (height, width)]
+    tiles = {math.ceil(side / n / step) * step for side, counts in zip((height, width), parts, strict=True)
+             for n in counts}
+    return min((t for t in sorted(tiles, reverse=True) if t <= tile), key=duration, default=tile)
+
+
+def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
+    """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
+    return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
+                                                                     math.ceil(stop / step) + halo)))

@@ -1,6 +1,10 @@
 """The efficiency and the order benchmark on tiny stacks: what is counted, what is kept, how stacks are arranged."""
 
 import csv
+import os
+import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -201,6 +205,59 @@ def test_a_size_that_is_none_is_refused_in_one_line(run, main, size, tmp_path):
     code, out, lines = run(main, "--sizes", size, "--output_dir", tmp_path / "out")
     assert (code, out) == (2, "") and len(lines) == 1 and f"--sizes: {size}: expected" in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("peer", ["name", "name=program {frames}", "name=program {output}", "full=a {frames} {output}"])
+def test_a_peer_without_its_places_is_refused_in_one_line(run, peer, tmp_path):
+    code, out, lines = run(speed.main, "--peer", peer, "--output_dir", tmp_path / "out")
+    assert (code, out) == (2, "") and len(lines) == 1 and "expected NAME=COMMAND" in lines[0]
+
+
+COPY = f"{sys.executable} -c 'import shutil, sys; shutil.copy(sys.argv[-1], sys.argv[1])' {{output}} {{frames}}"
+
+
+def test_peers_take_turns_with_ours_and_all_are_measured_whole(run, weights, tmp_path):
+    code, out, lines = run(speed.main, "--output_dir", tmp_path / "out", "--sizes", "2x64x48", "--methods", "fast",
+                           "--rounds", 1, "--model_path", weights, "--peer", f"copy={COPY}", "--device", "cpu")
+    assert code == 0, lines
+    assert cells(out)["stack"] == ["copy", "fast"]
+    rows = read_csv(tmp_path / "out" / "speed.csv")
+    assert [(row["method"], row["busy"], row["rounds"]) for row in rows] == [("copy", "0", "1"), ("fast", "0", "1")]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+    assert float(rows[0]["gigabytes"]) < 0.1 < float(rows[1]["gigabytes"])  # a process each, torch in one of them
+
+
+@pytest.mark.parametrize(("command", "reason"), [
+    ("no-such-program {frames} {output}", "No such file or directory: 'no-such-program'"),
+    (f"{sys.executable} -c 'raise SystemExit(chr(35))' {{frames}} {{output}}", "exit code 1 (#)"),
+    (f"{sys.executable} -c pass {{frames}} {{output}}", "wrote no"),
+])
+def test_a_peer_that_fails_is_an_error_that_names_it(command, reason, write_stack, tmp_path):
+    write_stack(tmp_path / "stack", 2, (8, 8))
+    with pytest.raises(UserError, match="^peer: ") as error:
+        speed.measure_program("peer", tmp_path / "stack", SimpleNamespace(peer={"peer": command}))
+    assert reason in str(error.value)
+
+
+def test_a_peer_runs_in_the_environment_of_the_user(monkeypatch, write_stack, tmp_path):
+    monkeypatch.setattr(speed, "GIVEN", {"GOMP_SPINCOUNT": "5"})
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    write_stack(tmp_path / "stack", 2, (8, 8))
+    code = 'import os, sys; open(sys.argv[1], "w").close(); sys.exit("GOMP_SPINCOUNT" in os.environ)'
+    args = SimpleNamespace(peer={"peer": f"{sys.executable} -c {shlex.quote(code)} {{output}} {{frames}}"})
+    assert speed.measure_program("peer", tmp_path / "stack", args)["seconds"] > 0
+
+
+def test_busy_processes_run_beside_a_measurement_and_end_with_it():
+    with speed.busy_processes(2):
+        assert len(running_children()) == 2
+    assert running_children() == []
+
+
+def running_children():
+    """The processes that this one started, and that were not waited for."""
+    done = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if "ps" not in line.split()]
 
 
 def test_exactness_refuses_a_side_below_1(capsys):

@@ -11,7 +11,7 @@ from model import load_model
 from pictures.events import EventStack
 from pictures.values import luma
 from streaming.frames import FrameSource
-from streaming.memory import GIB, plan_memory
+from streaming.memory import EVENT_SCORING, GIB, plan_memory
 from utils import UserError
 
 
@@ -122,7 +122,7 @@ def test_arrays_are_read_as_files_are():
 
 def test_the_plan_allows_for_events(untrained):
     plain_plan = plan_memory(32, 768, 1024, FusionSettings(max_memory=8))
-    planned = plan_memory(32, 768, 1024, FusionSettings(max_memory=8), channels=12, scoring=54)
+    planned = plan_memory(32, 768, 1024, FusionSettings(max_memory=8), channels=16, scoring=EVENT_SCORING)
     assert planned.tile < plain_plan.tile and planned.needed < 8 * GIB
 
 

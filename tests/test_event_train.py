@@ -164,7 +164,7 @@ def test_weights_to_begin_with(data, tmp_path, v1_weights):
 @pytest.mark.parametrize("name", list(train.NETWORKS))
 def test_every_network_of_the_ablation_learns(name):
     torch.manual_seed(0)
-    model = EventStackMFF(train.NETWORKS[name])
+    model = EventStackMFF(EventConfig(**train.NETWORKS[name]))
     stack = torch.rand(1, 2, 32, 32)
     model(stack, torch.ones_like(stack)).index.mean().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.intra.events.parameters())

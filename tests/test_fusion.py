@@ -142,8 +142,8 @@ def test_two_half_sharp_frames_fuse_to_their_sharp_halves():
                                                      (40, (50, 161), 80)])
 def test_tiles_the_whole_and_the_plain_forward_pass_agree(model, speed, num_frames, shape, tile):
     frames = make_stack(num_frames, shape)
-    whole = fuse_stack(frames, model, FusionSettings(speed=speed, tile=1024))
-    tiled = fuse_stack(frames, model, FusionSettings(speed=speed, tile=tile))
+    whole = fuse_stack(frames, model, FusionSettings(speed=speed, tile=1024, frames="all"))
+    tiled = fuse_stack(frames, model, FusionSettings(speed=speed, tile=tile, frames="all"))
     assert_same_index(whole.index, plain_index(model, frames, speed == "fast"))
     assert_same_index(tiled.index, whole.index)
     assert (tiled.fused == whole.fused).mean() >= 0.9998

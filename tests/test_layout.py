@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from collections import defaultdict
 
@@ -32,8 +33,10 @@ def name_of(path):
 
 
 def imports(path):
-    """The top-level names that a file imports, wherever in it."""
+    """The top-level names that a file imports, wherever in it, at once or when they are used."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "OnUse":
+            yield node.args[0].value.split(".")[0]
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -91,6 +94,24 @@ def test_a_script_answers_help(name, capsys, monkeypatch):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: ") and len(text.splitlines()) > 5
+
+
+HEAVY = ("torch", "torchvision", "scipy", "skimage", "matplotlib", "tensorboard", "thop", "pandas")
+
+
+def test_help_loads_no_heavy_package():
+    """All in one process: the first that loads one is named."""
+    code = f"""
+import contextlib, importlib, io, sys
+for name in {SCRIPTS}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit, ModuleNotFoundError):
+        importlib.import_module(name).main(["--help"])
+    heavy = sys.modules.keys() & {set(HEAVY)}
+    if heavy:
+        sys.exit(f"{{name}}: {{heavy}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_known_scripts_are_among_them():
