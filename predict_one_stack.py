@@ -33,6 +33,7 @@ from pictures.events import EventStack
 from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
+from pictures.video import is_video
 from prediction.overview import make_overview
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run
 from prediction.stack import (
@@ -45,9 +46,10 @@ from prediction.stack import (
     describe_duplicates,
     fuse_files,
     open_events,
-    open_stack,
+    opened_stack,
     tell,
 )
+from preparation.stack import examine_stack
 from streaming.frames import FrameSource
 from streaming.memory import GIB
 from streaming.settings import settings_from
@@ -65,7 +67,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
-                       help="folder of frames, in natural order of their names, or a multi-page TIFF")
+                       help="folder of frames, in natural order of their names, a multi-page TIFF, or a video of a "
+                            "focus sweep")
+    files.add_argument("--max_frames", type=number(int, 2, 10**4), default=40,
+                       help="that are taken of a video, where its focus moves")
     files.add_argument("--event_dir", help="event frames of the frames' names, or an array of them (.npy), for weights "
                                            "of EventStackMFF; with --recursive event_dir/RELATIVE/PATH")
     files.add_argument("--output_dir", required=True, help="the results go here, in the place of those of earlier runs")
@@ -78,8 +83,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_stack_flags(parser)
+    parser.set_defaults(register="auto", order="auto")
     args = parser.parse_args(argv)
     args.overview = args.overview or args.overview_crop is not None
+    if args.event_dir:  # what happened between two frames is known for their own order and place
+        args.register, args.order = (kept if wish == "auto" else wish
+                                     for wish, kept in ((args.register, "none"), (args.order, "name")))
     return args
 
 
@@ -151,11 +160,18 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
 
 def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
              args: argparse.Namespace) -> dict[str, Any]:
-    """Fuse a stack into its files, made with what `describe_run` says. Returns its entry of the summary."""
+    """Fuse a stack or a video into its files, made with what `describe_run` says. Returns its entry of the summary."""
+    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+        entry = fuse_frames(frames, stack, results, run, model, args)
+    return entry | {"notices": taken + entry["notices"]}
+
+
+def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
+                args: argparse.Namespace) -> dict[str, Any]:
+    """Fuse the frames of a stack or video into their files. Returns their entry of the summary."""
     names = list(results.files)
-    frames = open_stack(stack)
     events = open_events(event_place(stack, args), frames) if args.event_dir else []
-    made_with = run | {"fused_from": describe_frames_made_from(frames, events)}
+    made_with = run | {"fused_from": describe_frames_made_from(frames, events, stack if is_video(stack) else None)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     if kept:
@@ -183,17 +199,20 @@ def event_place(stack: Path, args: argparse.Namespace) -> Path:
 
 def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
     """Read a stack without fusing it. Returns its entry of the summary."""
-    frames = open_stack(stack)
-    check_headers(frames)
-    one_profile, converted = with_one_profile(frames)
-    events = open_events(event_place(stack, args), frames) if args.event_dir else []
-    source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
-    for _ in itertools.chain(source.read_all("checking"), source.read_events() if events else ()):
-        pass
-    ordered = frames[::-1] if args.order == "reverse" else frames
-    memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
-    return {"status": "planned", **describe_frames_of(ordered, source.first), "order": args.order,
-            "memory_gib": memory, "notices": converted + describe_duplicates(frames, source)}
+    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+        check_headers(frames)
+        one_profile, converted = with_one_profile(frames)
+        events = open_events(event_place(stack, args), frames) if args.event_dir else []
+        source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
+        for _ in itertools.chain(source.read_all("checking"), source.read_events() if events else ()):
+            pass
+        order, report, seen = examine_stack(one_profile, args, progress=True)
+        memory = round(estimate_memory(source, model, settings_from(args)).needed / GIB, 2)
+        moving = [f"the frames move by up to {report['motion']['step']:.1f} pixels from one to the next: they will be "
+                  "aligned"] if seen and seen.moving() else []
+        return {"status": "planned", **describe_frames_of([frames[k] for k in order], source.first),
+                "order": args.order, "memory_gib": memory, "preparation": {"motion": report.get("motion")},
+                "notices": taken + converted + report["notices"] + moving + describe_duplicates(frames, source)}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:

@@ -361,8 +361,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--stacks", choices=("stripes", "motorcycle"), default="stripes",
                         help="what the frames show: in each a stripe that is sharp, or the depth of Motorcycle")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS),
-                        help="full and fast choose the frames of long sweeps; default: those without 'all', beside "
-                             "peers full and fast")
+                        help="full all and fast all compare all frames also of long sweeps; default: all others, "
+                             "beside peers full and fast")
     parser.add_argument("--peer", action="append", type=peer, default=[], metavar="NAME=COMMAND",
                         help="another program: in its command line {frames} becomes the frames, {input_dir} their "
                              "folder, {output} the .png to write; repeat the flag for more of them")

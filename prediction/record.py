@@ -24,7 +24,8 @@ from utils import UserError, natural_key
 
 FREE = ("input_dir", "event_dir", "output_dir", "test_root", "image_root", "event_root", "test_datasets", "recursive",
         "overview", "dry_run", "json", "skip_existing", "model_path", "device", "compile", "max_memory", "tile",
-        "save_transforms", "reverse")  # flags that results do not depend on, or that another value here stands for
+        "save_transforms", "max_frames", "reverse")
+# flags that results do not depend on, or that another value here stands for
 
 
 def describe_run(program: str, args: argparse.Namespace, events: bool = False) -> dict[str, Any]:
@@ -42,9 +43,13 @@ def describe_run(program: str, args: argparse.Namespace, events: bool = False) -
     return json.loads(json.dumps({"program": program, "weights": weights, "settings": settings}))
 
 
-def describe_frames_made_from(frames: Sequence[Path | Page], events: Sequence[Path | Page] = ()) -> list[list]:
-    """Return [name, bytes, time of the last change in ns] of every frame, then of every event frame."""
-    about = [os.stat(frame.path if isinstance(frame, Page) else frame) for frame in (*frames, *events)]
+def describe_frames_made_from(frames: Sequence[Path | Page], events: Sequence[Path | Page] = (),
+                              video: Path | None = None) -> list[list]:
+    """Return [name, bytes, time of the last change in ns] of every frame, then of every event frame.
+
+    video: what the frames were taken from, whose size and time are theirs.
+    """
+    about = [os.stat(video or (frame.path if isinstance(frame, Page) else frame)) for frame in (*frames, *events)]
     names = [*(frame.name for frame in frames), *(f"event frame {frame.name}" for frame in events)]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, about, strict=True)]
 

@@ -6,7 +6,8 @@ import argparse
 import functools
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,8 +22,10 @@ from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
 from pictures.values import colorize, to_uint8
+from pictures.video import is_video
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from preparation.video import extract_sweep
 from streaming.frames import FrameSource
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
@@ -73,8 +76,8 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
 
     Raises UserError for flags that exclude each other.
     """
-    if args.reverse and args.order == "auto":
-        raise UserError("--reverse and --order auto exclude each other: give one")
+    if args.reverse and args.order == "sharpness":
+        raise UserError("--reverse and --order sharpness exclude each other: give one")
     if many and args.save_transforms:
         raise UserError("--save_transforms keeps one stack's transforms: fuse that stack alone")
     if args.reverse:
@@ -135,6 +138,20 @@ def open_stack(source: Path) -> list[Path | Page]:
     return frames
 
 
+@contextmanager
+def opened_stack(source: Path, max_frames: int, progress: bool) -> Iterator[tuple[list[Path | Page], list[str]]]:
+    """Give the frames of a folder, a multi-page file or a video, and lines on what was taken.
+
+    Those of a video are temporary files, at most max_frames.
+    """
+    if not is_video(source):
+        yield open_stack(source), []
+        return
+    with temporary_folder() as folder:
+        frames, line = extract_sweep(source, max_frames, folder, progress)
+        yield frames, [line]
+
+
 def open_events(source: Path | Sequence[Path], frames: Sequence[Path | Page]) -> list[Path | Page]:
     """Return the event frames, a folder, a .npy file (N, H, W) or files, that belong to these frames, one to each.
 
@@ -159,7 +176,7 @@ def order_events(events: Sequence[Path | Page], order: Sequence[int], report: Ma
     names = list(range(len(order)))
     if list(order) not in (names, names[::-1]):
         raise UserError(f"{events[0]}: event frames tell what happened from one frame to the next by name, and "
-                        "--order auto found another order; name frames and event frames in the order in which they "
+                        "by sharpness they are in another; name frames and event frames in the order in which they "
                         "were taken")
     crop = tuple(report["crop"]) if "crop" in report else None
     return EventStack(events, positive, list(order) != names, crop)

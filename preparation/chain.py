@@ -13,17 +13,13 @@ import numpy as np
 
 from preparation.crop import common_crop
 from preparation.frames import motion, name_of_frame, read_frames
-from preparation.pair import STILL, Pair, View, register_pair
+from preparation.pair import METHODS, STILL, Pair, View, register_pair
 
 MIN_SHARE = 0.5  # of the width and height that a crop may leave without a warning
 
 
-def register(frames: Sequence, order: Sequence[int], args: argparse.Namespace, report: dict[str, Any],
-             progress: bool) -> tuple[np.ndarray, tuple[int, int, int, int], tuple[int, int]]:
-    """Find every frame's transform to the middle one (N, 3, 3), the crop (left, top, width, height) and the size.
-
-    frames are in focal order. Adds reference, frames and notices to the report.
-    """
+def register_pairs(frames: Sequence, args: argparse.Namespace, progress: bool) -> tuple[list[Pair], tuple[int, int]]:
+    """Register each frame, in focal order, on the one before it; returns N - 1 pairs, and (width, height)."""
     pairs, previous, size = [], None, None
     for image in read_frames(frames, "registering", progress):
         view = View(image)
@@ -31,21 +27,31 @@ def register(frames: Sequence, order: Sequence[int], args: argparse.Namespace, r
         if previous is not None:
             pairs.append(register_pair(previous, view, args.register, args.model))
         previous = view
+    return pairs, size
+
+
+def register(frames: Sequence, order: Sequence[int], pairs: Sequence[Pair], size: tuple[int, int],
+             args: argparse.Namespace, report: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Find every frame's transform to the middle one (N, 3, 3) and the crop (left, top, width, height).
+
+    frames are in focal order. Adds reference, frames and notices to the report.
+    """
     middle = len(frames) // 2
     transforms = chain(pairs, middle, size)
     inward = [*pairs[:middle], None, *pairs[middle:]]  # every frame's pair on the way to the middle
     methods = ["reference" if pair is None else pair.method for pair in inward]
     report["reference"] = name_of_frame(frames[middle])
     report["frames"] = describe_frames(frames, order, methods, inward, transforms, size)
+    first = METHODS[args.register][0]
     for frame, how in zip(frames, methods, strict=True):
-        if how in ("ecc", "neighbour") and how != args.register:
-            report["notices"].append(f"{name_of_frame(frame)}: {args.register} found too little; " + (
-                "aligned by ecc" if how == "ecc" else "left where its neighbour is"))
+        if how not in (first, "reference", "still", "dropped"):
+            report["notices"].append(f"{name_of_frame(frame)}: {first} found too little; " + (
+                "left where its neighbour is" if how == "neighbour" else f"aligned by {how}"))
     crop = common_crop(transforms, size)
     if crop[2] < MIN_SHARE * size[0] or crop[3] < MIN_SHARE * size[1]:
         report["notices"].append(f"the frames share {crop[2]}x{crop[3]} of {size[0]}x{size[1]} pixels only; check "
                                  "that they show one scene, or use --model translation")
-    return transforms, crop, size
+    return transforms, crop
 
 
 def chain(pairs: Sequence[Pair], middle: int, size: Sequence[int]) -> np.ndarray:

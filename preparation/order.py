@@ -11,12 +11,18 @@ import numpy as np
 from pictures.values import luma
 from preparation.crop import black_margins, margins_to_cut
 from preparation.frames import FINE_SIDE, name_of_frame, read_frames, shrink
+from preparation.steadiness import Copies
 
 SWEEP_RATIO, SWEEP_TAU = 1.5, 0.9  # an order so much longer than the shortest and so unlike it is no sweep
 
 
-def find_order(frames: Sequence, wish: str, progress: bool = False) -> tuple[list[int], dict[str, Any]]:
-    """Return the focal order and the beginning of the report; by name, say so if that does not look like a sweep."""
+def find_order(frames: Sequence, wish: str, progress: bool = False,
+               copies: Copies | None = None) -> tuple[list[int], dict[str, Any]]:
+    """Return the focal order and the beginning of the report.
+
+    wish: name (say so if that does not look like a sweep), auto (by sharpness if it does not), sharpness, reverse.
+    copies: get the frames, as they are read here.
+    """
     n = len(frames)
     names = list(range(n))
     report: dict[str, Any] = {"order": wish, "sweep": None, "notices": []}
@@ -24,6 +30,8 @@ def find_order(frames: Sequence, wish: str, progress: bool = False) -> tuple[lis
     for frame in read_frames(frames, "order", progress):
         signatures.append(focus_signature(frame))
         margins.append(black_margins(frame))
+        if copies is not None:
+            copies.add(frame)
     report["black_margins"] = margins_to_cut(np.array(margins), frame.shape)
     if wish == "reverse":
         return names[::-1], report
@@ -31,8 +39,8 @@ def find_order(frames: Sequence, wish: str, progress: bool = False) -> tuple[lis
         return names, report
     features = focus_features(signatures)
     found, report["sweep"] = order_by_sharpness(features)
-    if wish == "auto":
-        report["notices"].append(describe_order(frames, found))
+    if wish == "sharpness" or (wish == "auto" and report["sweep"] is False):
+        report["notices"].append(describe_order(frames, found, wish))
         return found, report
     if report["sweep"] is False:
         report["notices"].append("order: by name the focus jumps to and fro; if the frames are mixed up use "
@@ -40,15 +48,16 @@ def find_order(frames: Sequence, wish: str, progress: bool = False) -> tuple[lis
     return names, report
 
 
-def describe_order(frames: Sequence, found: list[int]) -> str:
-    """Return the line that says what --order auto did."""
+def describe_order(frames: Sequence, found: list[int], wish: str) -> str:
+    """Return the line that says what --order auto or sharpness did."""
     if found == sorted(found):
         return "order: the order of the names is the focal order"
     names = [name_of_frame(frames[k]) for k in found]
     if len(names) > 12:
         names[6:-5] = [".."]
-    return (f"order: by sharpness {' '.join(names)}; which end is near, sharpness cannot tell: the direction is "
-            "that of most names")
+    why = "by name the focus jumps to and fro, so by sharpness" if wish == "auto" else "by sharpness"
+    return (f"order: {why} {' '.join(names)}; which end is near, sharpness cannot tell: the direction is "
+            "that of most names" + ("; --order name keeps that of the names" if wish == "auto" else ""))
 
 
 def order_by_sharpness(features: np.ndarray) -> tuple[list[int], bool | None]:

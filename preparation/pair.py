@@ -17,7 +17,8 @@ MIN_MATCHES = 12
 MIN_AGREEMENT = 0.3  # noise alone never reaches it, whatever the transform
 ECC_MOTIONS = {"translation": cv2.MOTION_TRANSLATION, "similarity": cv2.MOTION_AFFINE, "affine": cv2.MOTION_AFFINE,
                "homography": cv2.MOTION_HOMOGRAPHY}  # OpenCV has no similarity: the nearest to the affine one is taken
-METHODS = {"sift": ("sift", "ecc"), "ecc": ("ecc",), "phase": ("phase", "ecc")}  # what is tried, in this order
+METHODS = {"auto": ("ecc", "sift"), "sift": ("sift", "ecc"), "ecc": ("ecc",),
+           "phase": ("phase", "ecc")}  # what is tried, in this order
 
 
 class Pair(NamedTuple):

@@ -14,12 +14,13 @@ from pictures.headers import check_headers
 from pictures.profiles import with_one_profile
 from pictures.reading import read_image
 from pictures.writing import write_image
-from preparation.chain import describe_frames, register
+from preparation.chain import describe_frames, register, register_pairs
 from preparation.crop import cut_margins
 from preparation.exposure import match_exposure
 from preparation.frames import read_frames, warp
 from preparation.order import find_order
 from preparation.pair import ECC_MOTIONS, METHODS
+from preparation.steadiness import Copies, Motion, describe_motion
 from preparation.transforms import check_transforms_place, load_transforms, save_transforms
 from utils import UserError
 
@@ -34,8 +35,8 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `prepare_stack` reads."""
     group = parser.add_argument_group("preparation")
     group.add_argument("--register", choices=("none", *METHODS), default="none",
-                       help="align the frames: sift: features and optical flow; ecc: pixel values, for soft pictures; "
-                            "phase: shifts only")
+                       help="align the frames: auto: if they move, and say what was found; sift: features and optical "
+                            "flow; ecc: pixel values, for soft pictures; phase: shifts only")
     group.add_argument("--model", choices=tuple(ECC_MOTIONS), default="similarity",
                        help="what a frame may do: similarity is shift, rotation and the magnification that changes "
                             "with focus")
@@ -48,9 +49,9 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
                        help="keep the transforms that --register found, in a new file or in place of other transforms")
     group.add_argument("--load_transforms", metavar="FILE.json",
                        help="use transforms that were kept, of a stack taken from the same place")
-    group.add_argument("--order", choices=("name", "auto", "reverse"), default="name",
-                       help="the frames run from near to far by name; auto: find the focal order of mixed up frames; "
-                            "reverse: they run from far to near")
+    group.add_argument("--order", choices=("name", "auto", "sharpness", "reverse"), default="name",
+                       help="the frames run from near to far by name; auto: by name, unless that clearly is no sweep; "
+                            "sharpness: find the focal order of mixed up frames; reverse: they run from far to near")
 
 
 def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False) -> Prepared:
@@ -64,23 +65,24 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
     check_flags(args)
     check_headers(frames)
     frames, converted = with_one_profile(frames)
-    order, report = find_order(frames, args.order, progress)
+    order, report, seen = examine_stack(frames, args, progress)
     report["notices"] += converted
     report |= {"register": args.register, "model": args.model, "match_exposure": args.match_exposure}
-    if args.keep_borders:
-        report["black_margins"] = [0] * 4
     cut = report["black_margins"]
-    if not any(cut) and args.register == "none" and not args.load_transforms and not args.match_exposure:
-        return Prepared([frames[k] for k in order], order, report)
-
     ordered = [frames[k] for k in order]
+    aligned = None
+    if seen.moving() if args.register == "auto" and seen else args.register not in ("none", "auto"):
+        aligned = align(ordered, order, seen, args, report, progress)
+    if not (any(cut) or aligned or args.load_transforms or args.save_transforms or args.match_exposure):
+        return Prepared(ordered, order, report)
+
     if args.load_transforms:
         transforms, crop, size = load_transforms(args.load_transforms, frames)
         transforms = transforms[order]
         report["load_transforms"] = str(args.load_transforms)
         report["frames"] = describe_frames(ordered, order, ["loaded"] * len(order), None, transforms, size)
-    elif args.register != "none":
-        transforms, crop, size = register(ordered, order, args, report, progress)
+    elif aligned:
+        transforms, crop, size = aligned
     else:
         height, width = read_image(frames[0]).shape[:2]
         transforms, crop, size = np.tile(np.eye(3), (len(frames), 1, 1)), (0, 0, width, height), (width, height)
@@ -100,9 +102,46 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
     return Prepared(paths, order, report)
 
 
+def examine_stack(frames: Sequence, args: argparse.Namespace,
+                  progress: bool) -> tuple[list[int], dict[str, Any], Motion | None]:
+    """Read all frames once: their order, the beginning of the report, and how they move if --register auto asks."""
+    asked = args.register == "auto" and not args.load_transforms and len(frames) > 1
+    copies = Copies(len(frames)) if asked else None
+    order, report = find_order(frames, args.order, progress, copies)
+    if args.keep_borders:
+        report["black_margins"] = [0] * 4
+    seen = copies.compare(order) if copies else None
+    if seen:
+        report["motion"] = seen.describe()
+    return order, report, seen
+
+
+def align(frames: Sequence, order: Sequence[int], seen: Motion | None, args: argparse.Namespace,
+          report: dict[str, Any], progress: bool) -> tuple[np.ndarray, tuple[int, ...], tuple[int, int]] | None:
+    """Register frames in focal order: transforms (N, 3, 3), crop, size. None if that does not find the motion seen.
+
+    seen: what --register auto saw in small copies; None for other methods, whose result is taken as it is.
+    """
+    pairs, size = register_pairs(frames, args, progress)
+    if seen is None:
+        return *register(frames, order, pairs, size, args, report), size
+    notices = report["notices"]
+    if not seen.is_confirmed(pairs):
+        notices.append("not aligned: the frames seem to move, but no transform lays them on each other; see --register "
+                       "and --model")
+        return None
+    try:
+        transforms, crop = register(frames, order, pairs, size, args, report)
+    except UserError as error:
+        notices.append(f"not aligned: {error}")
+        return None
+    notices.append(describe_motion(transforms, crop, size))
+    return transforms, crop, size
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that exclude each other, and for a place where transforms must not be written."""
-    if args.load_transforms and args.register != "none":
+    if args.load_transforms and args.register not in ("none", "auto"):
         raise UserError("--load_transforms takes the place of --register: give one of the two")
     if args.save_transforms and args.register == "none":
         raise UserError("--save_transforms: there is nothing to keep without --register")

@@ -25,7 +25,7 @@ from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, ca
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly
-from streaming.window import Gaps, Tile, find_possible, looks_first, tiles_of_all, tiles_of_possible
+from streaming.window import FrameTile, Gaps, find_possible, looks_first, tiles_of_all, tiles_of_possible
 from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
 
@@ -87,10 +87,11 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
         return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
 
     try:
-        items = zip(source.read_all("scoring"), beside, strict=False)
-        for k, features in enumerate(share_out(score, items, budget.scorers)):
-            kept.tensor[k] = features
-            kept.release_pages()
+        with closing(source.read_all("scoring")) as frames:  # its bar is to end before an error is told
+            items = zip(frames, beside, strict=False)
+            for k, features in enumerate(share_out(score, items, budget.scorers)):
+                kept.tensor[k] = features
+                kept.release_pages()
     except BaseException:
         kept.close()
         raise
@@ -109,7 +110,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    def compare(tile: Tile) -> None:
+    def compare(tile: FrameTile) -> None:
         down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
         volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model, gaps.frames)
         logits = inter(volume).float()
@@ -141,7 +142,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
 
 def choose_tiles(features: Kept, inter: BiConvGRU, model: StackMFFV2, size: tuple[int, int], settings: FusionSettings,
-                 budget: Budget) -> list[Tile]:
+                 budget: Budget) -> list[FrameTile]:
     """Return the tiles in which frames are compared, each with its frames. In a long sweep the first look says them.
 
     What it loses is measured for StackMFF-V2 only; other networks compare all frames.

@@ -372,8 +372,8 @@ def disk_is_full(case):
 
 
 def two_orders(case):
-    case.options |= {"--order": "auto", "--reverse": None}
-    return "--reverse and --order auto exclude each other"
+    case.options |= {"--order": "sharpness", "--reverse": None}
+    return "--reverse and --order sharpness exclude each other"
 
 
 INPUTS = [frames_gone, only_other_files, truncated_png, truncated_first_png, truncated_16_bit_png,

@@ -91,8 +91,9 @@ def test_auto_orders_files_and_says_so(write_sweep, tmp_path):
     prepared = prepare_stack(paths, flags("--order", "auto"), tmp_path)
     assert prepared.order == names and prepared.frames == [paths[k] for k in names]
     assert prepared.report["notices"] == [
-        "order: by sharpness 2.png 0.png 1.png 3.png 6.png 5.png 7.png 4.png; which end is near, sharpness cannot "
-        "tell: the direction is that of most names"]
+        "order: by name the focus jumps to and fro, so by sharpness 2.png 0.png 1.png 3.png 6.png 5.png 7.png 4.png; "
+        "which end is near, sharpness cannot tell: the direction is that of most names; --order name keeps that of "
+        "the names"]
 
 
 def test_by_name_mixed_up_frames_are_left_and_warned_of(write_sweep, tmp_path):
@@ -107,8 +108,9 @@ def test_an_ordered_stack_is_silent_and_reverse_turns_it(write_sweep, tmp_path):
     assert prepare_stack(paths, flags(), tmp_path).report["notices"] == []
     turned = prepare_stack(paths, flags("--order", "reverse"), tmp_path)
     assert turned.order == list(range(8))[::-1] and turned.frames == paths[::-1]
-    auto = prepare_stack(paths, flags("--order", "auto"), tmp_path)
-    assert auto.report["notices"] == ["order: the order of the names is the focal order"]
+    assert prepare_stack(paths, flags("--order", "auto"), tmp_path).report["notices"] == []
+    found = prepare_stack(paths, flags("--order", "sharpness"), tmp_path)
+    assert found.report["notices"] == ["order: the order of the names is the focal order"]
 
 
 def test_frames_without_a_sweep_are_not_warned_of(write_stack, tmp_path):

@@ -233,7 +233,7 @@ def test_registration_crops_and_is_reported(run, predict, tmp_path):
 def test_focus_index_counts_by_name_whatever_the_order(predict, tmp_path):
     shuffle = [3, 0, 4, 1, 2]
     shifted_stack(tmp_path / "in", shuffle)
-    files, _, _ = predict(tmp_path / "in", "--order", "auto")
+    files, _, _ = predict(tmp_path / "in", "--order", "sharpness", "--register", "none")
     frames = [read_image(tmp_path / "in" / f"{k}.png") for k in range(1, 6)]
     assert np.array_equal(files["fused.png"], pick_pixels(frames, files["focus_index.png"]))
     assert np.array_equal(files["focus_index.png"], np.rint(files["focus_index.npy"]))
@@ -281,7 +281,7 @@ def test_json_is_all_that_stdout_has(predict_tree, tmp_path):
     assert code == 1 and [entry["status"] for entry in stacks] == ["fused", "failed", "fused"]
     assert stacks[0]["names"] == ["1.png", "2.png", "3.png"]
     assert (stacks[0]["width"], stacks[0]["height"], stacks[0]["colour"], stacks[0]["bits"]) == (24, 20, False, 8)
-    assert stacks[0]["preparation"]["register"] == "none" and stacks[0]["seconds"] > 0
+    assert stacks[0]["preparation"]["register"] == "auto" and stacks[0]["seconds"] > 0
     assert "not a picture" in stacks[1]["error"] and stacks[2]["output"] == f"{tmp_path}/out/c d"
     assert any(line.startswith(f"{tmp_path}/out/a: fused.png") for line in errors)
 
