@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.events import make_event_pair, sweep_of
 from benchmarks.quality import (
     GROUPS,
     Stack,
@@ -34,7 +35,7 @@ from benchmarks.quality import (
     make_stack,
     scene_settings,
 )
-from fusion import fuse_stack, open_model
+from fusion import fuse_stack, open_model, takes_events
 from outputs import CsvLog, check_new, open_output, save_checkpoint, write_text, written_whole
 from records import digest
 from utils import OnUse, Parser, command, keep_freed_memory
@@ -50,9 +51,9 @@ BINS = 20
 FIT_STEP = 10  # every tenth pixel is enough for three numbers
 
 
-def judge_pixels(model: StackMFFV2, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
-    """Fuse a stack. Returns the confidence 0..1 of its pixels, and whether their index is right."""
-    result = fuse_stack(stack.frames, model)
+def judge_pixels(model: StackMFFV2, stack: Stack, events: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Fuse a stack, with its events if there are some. Returns the pixels' confidence 0..1, and which are right."""
+    result = fuse_stack(stack.frames, model, events=None if events is None else list(events))
     return result.confidence.ravel(), np.abs(result.index - stack.index).ravel() <= 0.5
 
 
@@ -158,7 +159,11 @@ def main(argv=None) -> int:
     counts = {GROUPS[group].title: np.zeros((3, BINS)) for group in groups}
     some = []
     for group, scene in tqdm([(group, scene) for group in groups for scene in scenes], unit="stack"):
-        judged = judge_pixels(model, make_stack(scene, GROUPS[group], args.max_side, args.seed))
+        if takes_events(model):
+            pair = make_event_pair(scene, sweep_of(GROUPS[group], scene), args.max_side, args.seed)
+            judged = judge_pixels(model, pair.stack, pair.clean)
+        else:
+            judged = judge_pixels(model, make_stack(scene, GROUPS[group], args.max_side, args.seed), None)
         counts[GROUPS[group].title] += count_pixels(*judged)
         some.append([values[::FIT_STEP] for values in judged])
     if args.fit:

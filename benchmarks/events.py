@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.quality import (
+    Group,
     Scene,
     Stack,
     add_row,
@@ -110,7 +111,12 @@ def make_event_pair(scene: Scene, group: Sweep, max_side: int | None, seed: int)
     (frames, clean, index), (_, noisy, _) = (
         synthesize_events(image, depth, group.num_frames, group.recipe, camera, random_generator(seed, scene.number, 1))
         for camera in (CLEAN, NOISY))
-    return Watched(Stack(to_uint8(frames), index, to_uint8(image)), clean, noisy)
+    return Watched(Stack(to_uint8(frames), index, to_uint8(image), index), clean, noisy)
+
+
+def sweep_of(group: Group, scene: Scene) -> Sweep:
+    """Return how the stack of a scene in a group of benchmarks/quality.py is made."""
+    return Sweep(group.title, group.num_frames[scene.number % len(group.num_frames)], group.recipe)
 
 
 def list_columns(args: argparse.Namespace) -> dict[str, Column]:
@@ -160,7 +166,7 @@ def event_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], meth
     return "\n".join(lines) + "\n"
 
 
-def draw_maps(pair: Watched, methods: dict[str, Column]) -> np.ndarray:
+def draw_watched(pair: Watched, methods: dict[str, Column]) -> np.ndarray:
     """Return the middle frame | its events | focus index with events | without | the true one, (H, 5 W, 3) uint8."""
     middle, last = len(pair.frames) // 2, len(pair.frames) - 1
     maps = [methods[name].run(pair)[1] for name in ("clean", "without", "truth")]
@@ -221,7 +227,7 @@ def main(argv=None) -> int:
     write_text(output / "events.md", table)
     for group in dict.fromkeys(group for group, _ in jobs) if args.maps else ():
         pair = make_event_pair(scenes[0], GROUPS[group], args.max_side, args.seed)
-        write_image(output / "maps" / f"{group}.png", draw_maps(pair, methods))
+        write_image(output / "maps" / f"{group}.png", draw_watched(pair, methods))
     print(table, end="")
     return 0
 

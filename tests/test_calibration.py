@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import calibration
 from benchmarks.calibration import calibration_error, count_pixels, fit_calibration, share_right
-from benchmarks.quality import GROUPS
+from benchmarks.events import make_event_pair, sweep_of
+from benchmarks.quality import GROUPS, Scene, make_stack
 from model import load_model
 from pictures.reading import read_image
 
@@ -75,3 +76,12 @@ def test_the_released_confidence_can_be_believed(run, tmp_path):
     assert code == 0 and errors.pop("all") < 0.04
     errors.pop(GROUPS["lens"].title)  # a continuous depth of little defocus: half a frame is hard to tell there
     assert max(errors.values()) < 0.1
+
+
+def test_event_weights_are_judged_with_their_events(run, event_weights, tmp_path):
+    assert run(calibration.main, *small(tmp_path, "--model_path", event_weights, "--fit", tmp_path / "fit.pth"))[0] == 0
+    fitted = load_model(tmp_path / "fit.pth")
+    assert fitted.config.calibration != load_model(event_weights).config.calibration
+    group, scene = GROUPS["lens"], Scene("motorcycle", 0)
+    pair = make_event_pair(scene, sweep_of(group, scene), 64, 0)
+    assert np.array_equal(pair.frames, make_stack(scene, group, 64).frames)  # the same stacks as of other weights
