@@ -63,6 +63,7 @@ class FocusMaps:
     confidence: np.ndarray | None  # 0..1; None from a network that has none
     probabilities: Kept | None  # softened, uint8 (N, H, W)
     painted: np.ndarray | None = None  # luma 0..1, of a network that paints
+    surface: np.ndarray | None = None  # where between the frames the surface is, 0..N-1; None: the index says it
 
     def close(self) -> None:
         if self.probabilities:
@@ -112,7 +113,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
-    room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
+    room = limit - 0.65 * GIB - pixels * (3 * 4 + 3 * 6)  # torch, the three maps, frames being read, the picture
     scoring = pixels * 4 * scoring  # the first level of one whole frame
     features = num_frames * pixels * channels // 4 * number  # at half resolution
     # on the card they need not cross the bus for every tile

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits
+from model import (
+    BiConvGRU,
+    StackMFFV2,
+    expectation_at_peak,
+    pad_to_stride,
+    regress_focus,
+    stretch_index,
+    upsample_logits,
+)
 from pictures.values import luma
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
@@ -31,6 +39,7 @@ from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE, TAKES_EVENTS = True, False
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
+SOFTER = 2.0  # times the temperature of P, where the surface is read from it
 REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
 # of the validation stacks 15 % have the right index, where P promises 53 %
 
@@ -107,6 +116,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     step = picture_step(settings)
     readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
+    if model.config.readout != "stretch":  # the published weights' depth is their stretched index
+        maps.surface = np.empty((height, width), np.float32)
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
@@ -119,6 +130,10 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
             there = (rows, slice(across.start, across.stop))
             maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
             maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.surface is not None:
+                softer = readout == "peak"  # an index read from all frames already lies between them
+                surface = expectation_at_peak(focus.probabilities, SOFTER) if softer else focus.index
+                maps.surface[there] = gaps.to_sweep(surface[0]).cpu().numpy()
             if maps.probabilities:
                 p = focus.probabilities[0]
                 p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
