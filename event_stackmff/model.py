@@ -77,7 +77,7 @@ def look_at(events: Tensor, detail: Tensor) -> Tensor:
     Signs tell the direction, absolute values the amount, products with the detail whether things get sharper.
     """
     sharper = (events[:, :, None] * detail[:, None]).flatten(1, 2)
-    return GAIN * torch.cat((events, events.abs(), sharper), dim=1)
+    return torch.cat((events, events.abs(), sharper), dim=1).mul_(GAIN)
 
 
 class EventEncoder(nn.Module):
@@ -148,7 +148,8 @@ class EventULDANet(ULDANet):
 
     def forward(self, frames: Tensor, events: Tensor) -> Tensor:
         seen = look_at(events, self.detail(frames) if self.detail else frames[:, :0])
-        said = self.events(seen)
+        said, fine = self.events(seen), self.fine(seen) if self.fine else seen[:, :0, ::2, ::2]
+        del seen  # the largest there is, and what follows needs the memory
         x, scales = frames, []
         for level, (encode, norm) in enumerate(zip([self.stem, *self.encoders], self.encoder_norms, strict=True)):
             x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
@@ -156,7 +157,7 @@ class EventULDANet(ULDANet):
                 x = self.entries[str(level)](x, said[level])
             scales.append(x)
         focus = self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))
-        return torch.cat((focus, self.fine(seen)), dim=1) if self.fine else focus
+        return torch.cat((focus, fine), dim=1)
 
 
 @dataclass(frozen=True)
