@@ -156,6 +156,9 @@ def measure_synthetic(args: argparse.Namespace) -> None:
     for title, n, recipe, scenes_of, deep in tqdm(sets, unit="kind", leave=False):
         cells = []
         for movement in movements:
+            if movement.moves and scenes_of.keys() <= made.keys():
+                cells.append("-")  # nothing there tells where it went
+                continue
             wrong = 0
             for number, (image, depth) in enumerate(scenes_of.values()):
                 frames = make_moved(image, depth, n, recipe, movement, deep, args.seed, number)
