@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cv2
 import numpy as np
 
+from make_datasets.layers import draw_stack
 from make_datasets.make_dataset import PARTS, Recipe, focus_positions, match_scenes, random_recipe, synthesize
 from make_datasets.segments_to_depth import planes_from_segments, ramp_depth, smooth_depth
+from make_datasets.textures import PictureTextures, training_textures, validation_textures
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
-from pictures.values import luma, pick_pixels
-from utils import COUNT, FRAMES, OnUse, UserError, list_folders, number, random_generator
+from pictures.values import luma, pick_pixels, to_uint8
+from utils import COUNT, FRAMES, OnUse, UserError, list_folders, number, number_of, random_generator
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -158,6 +160,31 @@ class SyntheticStacks:
         if kind < 0.3:
             return smooth_depth(labels.shape, rng)
         return planes_from_segments(labels, rng, tilt=rng.choice((0.0, 0.3, 0.8)))
+
+
+class LayeredStacks:
+    """Stacks of random layered scenes that a random lens and camera take, anew in every epoch (`layers.draw_stack`).
+
+    Some of them are taken in colour, so that the luma has what a sensor's colour pattern and JPEG do to it.
+    """
+
+    def __init__(self, count: int, size: int, textures: PictureTextures, *, leave_out: Sequence[str] = (),
+                 seed: int = 0, colour: float = 0.3) -> None:
+        self.size, self.textures, self.leave_out, self.seed = size, textures, tuple(leave_out), seed
+        self.colour = colour  # share of the stacks
+        self.names = [f"layers {number_of(repr(textures.names)):x} {k}" for k in range(count)]  # of which textures
+        self.frame_counts = [0] * count  # any
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+        rng = random_generator(self.seed, key.epoch, key.index)
+        colour = bool(rng.random() < self.colour)
+        made = draw_stack((self.size, self.size), key.num_frames, rng, self.textures, colour, self.leave_out)
+        stack = np.stack([luma(to_uint8(frame)) for frame in made.frames])  # what an 8-bit file keeps
+        target = made.index / max(key.num_frames - 1, 1)
+        return make_sample({"stack": stack, "target": target, "aif": luma(made.aif, white=1)}, key.weight)
 
 
 def stack_folder(root: str | Path) -> Path:
@@ -297,16 +324,26 @@ def data_digest(data: Dataset) -> str:
 # --------------------------------------------------------------------------- flags of every training
 
 
-def add_synthesis_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `synthetic_training_set` and `synthetic_validation_sets` read."""
+def add_synthesis_flags(parser: argparse.ArgumentParser, layers: bool = True) -> None:
+    """Add the flags that `synthetic_training_sets` and `synthetic_validation_sets` read; layers: also LayeredStacks."""
     for part in ("train", "val"):
         group = parser.add_argument_group(f"{part} stacks synthesised on the fly")
         group.add_argument(f"--{part}_aif", metavar="DIR", help="all-in-focus pictures")
         group.add_argument(f"--{part}_depth", metavar="DIR", help="their depth maps, near = 0; or")
         group.add_argument(f"--{part}_segments", metavar="DIR", nargs="+", default=[],
                            help="their label maps; of several folders one is drawn per stack")
+        if layers:
+            group.add_argument(f"--{part}_layers", type=COUNT, metavar="COUNT",
+                               help="stacks per epoch of random layered scenes, true behind their edges: no picture is "
+                                    "needed" if part == "train" else "the same for validation, of other pictures")
+    if layers:
+        group.add_argument("--textures", metavar="DIR", help="pictures whose pieces cover layers in training, besides "
+                                                             "the free ones that are installed")
+    else:
+        parser.set_defaults(train_layers=None, val_layers=None, textures=None)
     group.add_argument("--recipe", choices=("paper", "diverse"), default="paper",
-                       help="paper: Algorithm 1; diverse: lenses, cameras and sweeps as they are")
+                       help="of pictures with depth or segments; paper: Algorithm 1; diverse: lenses, cameras and "
+                            "sweeps as they are. Layered scenes are always diverse")
     group.add_argument("--leave_out", nargs="+", choices=list(PARTS), default=[],
                        help="parts of the diversity to train without, for ablations; validation keeps them")
     group.add_argument("--num_frames", type=FRAMES, nargs="+", default=[8, 12, 16, 20, 24],
@@ -322,8 +359,10 @@ def add_subset_flag(group: Any, part: str) -> None:
 def check_data_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Fill in the size for validation. Ends the program with a line if flags do not go together."""
     args.val_image_size = args.val_image_size or args.training_image_size
-    if args.leave_out and (args.recipe != "diverse" or not args.train_aif):
-        parser.error("--leave_out: only with --train_aif and --recipe diverse")
+    if args.leave_out and not (args.train_layers or args.recipe == "diverse" and args.train_aif):
+        parser.error("--leave_out: only with --train_layers, or with --train_aif and --recipe diverse")
+    if args.textures and not args.train_layers:
+        parser.error("--textures: only with --train_layers")
 
 
 def drawn_frame_range(args: argparse.Namespace) -> tuple[int, int] | None:
@@ -331,23 +370,30 @@ def drawn_frame_range(args: argparse.Namespace) -> tuple[int, int] | None:
     return tuple(args.num_frames) if args.recipe == "diverse" and len(args.num_frames) == 2 else None
 
 
-def synthetic_training_set(args: argparse.Namespace,
-                           kind: type[SyntheticStacks] = SyntheticStacks) -> SyntheticStacks | None:
-    """Return the training stacks that the flags have synthesised, None without --train_aif."""
-    if not args.train_aif:
-        return None
-    return kind(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
-                segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
-                recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
-                subset=args.subset_fraction_train)
+def synthetic_training_sets(args: argparse.Namespace,
+                            kind: type[SyntheticStacks] = SyntheticStacks) -> list[SyntheticStacks | LayeredStacks]:
+    """Return the training stacks that the flags have synthesised."""
+    parts: list[SyntheticStacks | LayeredStacks] = []
+    if args.train_aif:
+        parts.append(kind(args.train_aif, args.training_image_size, depth_dir=args.train_depth,
+                          segment_dirs=args.train_segments, seed=args.seed, repeats=args.repeats,
+                          recipe=Recipe() if args.recipe == "paper" else None, leave_out=args.leave_out,
+                          subset=args.subset_fraction_train))
+    if args.train_layers:
+        parts.append(LayeredStacks(args.train_layers, args.training_image_size, training_textures(args.textures),
+                                   leave_out=args.leave_out, seed=args.seed))
+    return parts
 
 
-def synthetic_validation_sets(args: argparse.Namespace, seed: int,
-                              kind: type[SyntheticStacks] = SyntheticStacks) -> dict[str, SyntheticStacks]:
+def synthetic_validation_sets(args: argparse.Namespace, seed: int, kind: type[SyntheticStacks] = SyntheticStacks
+                              ) -> dict[str, SyntheticStacks | LayeredStacks]:
     """Return the validation stacks that the flags have synthesised, by the name of their recipe."""
-    if not args.val_aif:
-        return {}
-    recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
-    return {name: kind(args.val_aif, args.val_image_size, depth_dir=args.val_depth, segment_dirs=args.val_segments,
-                       recipe=recipe, augment=False, seed=seed, subset=args.subset_fraction_val)
-            for name, recipe in recipes.items()}
+    sets: dict[str, SyntheticStacks | LayeredStacks] = {}
+    if args.val_aif:
+        recipes = {"algorithm1": Recipe()} | ({"diverse": None} if args.recipe == "diverse" else {})
+        sets = {name: kind(args.val_aif, args.val_image_size, depth_dir=args.val_depth,
+                           segment_dirs=args.val_segments, recipe=recipe, augment=False, seed=seed,
+                           subset=args.subset_fraction_val) for name, recipe in recipes.items()}
+    if args.val_layers:
+        sets["layers"] = LayeredStacks(args.val_layers, args.val_image_size, validation_textures(), seed=seed)
+    return sets

@@ -24,6 +24,7 @@ from pictures.values import luma, pick_pixels
 from streaming.frames import FrameSource
 from streaming.memory import FocusMaps, Kept
 from streaming.settings import FusionSettings
+from streaming.surface import calm_surface
 from utils import OnUse, UserError, pick_device
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Fusion(NamedTuple):
     fused: np.ndarray  # (H, W) or (H, W, 3), the frames' own type
     index: np.ndarray  # (H, W) float32 focus index in frames, 0..N-1
     confidence: np.ndarray | None  # (H, W) float32 0..1; None from a network that has none
+    surface: np.ndarray  # (H, W) float32 in frames, 0..N-1: where along the sweep the surface is; the depth times N-1
 
 
 # where each network of the family is run over a stack: find_focus(source, model, settings) -> FocusMaps,
@@ -69,7 +71,7 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
             fused = sample_frames(source, focus)
         if settings.sampling == "painted":
             fused = repaint(fused, focus.painted, source.white)
-        return Fusion(fused, focus.index, focus.confidence)
+        return Fusion(fused, focus.index, focus.confidence, find_surface(focus, fused, source.white, settings))
 
 
 # --------------------------------------------------------------------------- the passes
@@ -87,6 +89,13 @@ def repaint(fused: np.ndarray, painted: np.ndarray, white: int) -> np.ndarray:
     step = (painted - luma(fused, white)) * white
     values = fused + (step if fused.ndim == 2 else step[..., None])
     return np.clip(np.rint(values), 0, np.iinfo(fused.dtype).max).astype(fused.dtype)
+
+
+def find_surface(focus: FocusMaps, fused: np.ndarray, white: int, settings: FusionSettings) -> np.ndarray:
+    """Return where along the sweep the surface is, (H, W) in frames: the best depth, where the index copies best."""
+    if focus.surface is None:
+        return focus.index
+    return focus.surface if settings.raw_depth else calm_surface(focus.surface, focus.confidence, luma(fused, white))
 
 
 def blend_pixels(frames: Iterator[np.ndarray], probabilities: Kept) -> np.ndarray:

@@ -241,15 +241,17 @@ def calibrate(p: Tensor, numbers: Sequence[float] | Tensor) -> Tensor:
     return torch.sigmoid(numbers[0] * p.log() - numbers[1] * (-p).log1p() + numbers[2])
 
 
-def expectation_at_peak(probabilities: Tensor) -> Tensor:
+def expectation_at_peak(probabilities: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the expectation over the most probable frame and its neighbours, (B, N, H, W) -> (B, H, W).
 
     It rounds to the most probable frame (the sub-pixel MAP estimate of Tulyakov et al., NeurIPS 2018, radius 1).
+    temperature: of P, times its own; a softer P says better where between the frames the surface is.
     """
     n = probabilities.shape[1]
     near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
     inside = (near >= 0) & (near < n)
     weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
+    weights = weights if temperature == 1 else weights ** (1 / temperature)
     return ((weights * near).sum(1) / weights.sum(1)).clamp(max=n - 1)
 
 

@@ -232,6 +232,20 @@ class CsvLog:
             writer.writerow(row)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return a CsvLog's complete rows, if there are any. Removes a cut last line, which the next row would join."""
+    if not path.is_file():
+        return []
+    lines, end, cut = path.read_bytes().rpartition(b"\n")
+    if not end:
+        path.unlink()
+        return []
+    if cut:
+        write_together({path: lines + end})
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
 def cut_log(path: Path, epoch: int) -> None:
     """Remove the rows after an epoch: of a run that was killed before it kept its checkpoint, which logs them again."""
     if path.is_file():

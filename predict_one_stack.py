@@ -6,8 +6,8 @@
            --event_dir assets/motorcycle_events --output_dir output
 
 Writes fused.png (every pixel copied from one frame, at the frames' bit depth), focus_index.png and .npy (which frame,
-from 0), depth.png (16 bit, near = 0), depth_color.png and confidence.png. The exit code is 0 only if every stack was
-fused.
+from 0), depth.png (16 bit, near = 0) and .npy, depth_color.png and confidence.png. The exit code is 0 only if every
+stack was fused.
 """
 
 from __future__ import annotations

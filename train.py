@@ -28,7 +28,7 @@ from dataset import (
     add_synthesis_flags,
     check_data_flags,
     drawn_frame_range,
-    synthetic_training_set,
+    synthetic_training_sets,
     synthetic_validation_sets,
 )
 from loss import depth_errors, focus_loss, image_quality
@@ -37,6 +37,8 @@ from training import VAL_SEED, Batch, add_training_flags, train_network
 from utils import OnUse, Parser, UserError, boolean, command, number
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
     from model import FocusMap, StackMFFV2
 
 torch, network = OnUse("torch"), OnUse("model")
@@ -106,7 +108,7 @@ class FocusTask:
         self.args = args
         trains, self.val_sets = (disk_sets(args, part, self.folders, self.max_sets, self.from_disk)
                                  for part in ("train", "val"))
-        self.data = mixed([*trains.values(), synthetic_training_set(args, self.synthesised)], self.folders)
+        self.data = mixed([*trains.values(), *synthetic_training_sets(args, self.synthesised)], self.folders)
         self.val_sets |= synthetic_validation_sets(args, VAL_SEED, self.synthesised)
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
@@ -168,9 +170,8 @@ def disk_sets(args: argparse.Namespace, part: str, folders: Iterable[str], count
     return sets
 
 
-def mixed(parts: Sequence[StackFolder | SyntheticStacks | None], folders: Iterable[str]) -> MixedStacks:
-    """Return the training sets that are there as one. Raises UserError if none is."""
-    parts = [part for part in parts if part is not None]
+def mixed(parts: Sequence[Dataset], folders: Iterable[str]) -> MixedStacks:
+    """Return the training sets as one. Raises UserError if there is none."""
     if not parts:
         flags = in_words([folder_flag("train", folder, 1) for folder in folders])
         raise UserError(f"no training set: give {flags}, or --train_aif")

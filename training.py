@@ -224,7 +224,7 @@ class Run:
 
 def is_place(flag: str) -> bool:
     """Return whether a flag names files: they may have moved, their content is compared."""
-    return flag.split("_")[0] in ("train", "val", "use", "datapath") and flag != "val_image_size"
+    return flag.split("_")[0] in ("train", "val", "use", "datapath", "textures") and flag != "val_image_size"
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:

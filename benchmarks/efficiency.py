@@ -30,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines import BASELINES
-from benchmarks.quality import open_v1, read_csv
+from benchmarks.quality import open_v1
 from benchmarks.speed import PAPER_SIZES, stack_size, write_stack
 from fusion import fuse_stack, open_model
-from outputs import CsvLog, open_output, write_text, written_whole
+from outputs import CsvLog, open_output, read_csv, write_text, written_whole
 from pictures.listing import list_images
 from pictures.reading import read_image
 from streaming.settings import FusionSettings

@@ -42,7 +42,9 @@ from fusion import fuse_stack, open_model, takes_events
 from make_datasets.event_camera import EventCamera, synthesize_events
 from make_datasets.make_dataset import Recipe
 from outputs import open_output, write_text
-from pictures.values import to_uint8
+from pictures.events import events_to_colours
+from pictures.values import colorize, to_uint8
+from pictures.writing import write_image
 from records import digest
 from utils import Parser, UserError, command, keep_freed_memory, random_generator
 
@@ -158,6 +160,13 @@ def event_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], meth
     return "\n".join(lines) + "\n"
 
 
+def draw_maps(pair: Watched, methods: dict[str, Column]) -> np.ndarray:
+    """Return the middle frame | its events | focus index with events | without | the true one, (H, 5 W, 3) uint8."""
+    middle, last = len(pair.frames) // 2, len(pair.frames) - 1
+    maps = [methods[name].run(pair)[1] for name in ("clean", "without", "truth")]
+    return np.hstack((pair.frames[middle], events_to_colours(pair.clean[middle]), *(colorize(m / last) for m in maps)))
+
+
 def named_weights(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
     if not name or not path:
@@ -170,6 +179,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     files = parser.add_argument_group("files")
     files.add_argument("--output", required=True, help="folder of events.csv and events.md")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
+    files.add_argument("--maps", action="store_true",
+                       help="also write maps/GROUP.png of the first scene: the middle frame | its events | focus index "
+                            "with them | without | the true one")
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP",
@@ -207,6 +219,9 @@ def main(argv=None) -> int:
             add_row(rows, log, key, score_pair(pair, *method.run(pair)))
     table = event_table(rows, list(dict.fromkeys(group for group, _ in jobs)), scenes, methods)
     write_text(output / "events.md", table)
+    for group in dict.fromkeys(group for group, _ in jobs) if args.maps else ():
+        pair = make_event_pair(scenes[0], GROUPS[group], args.max_side, args.seed)
+        write_image(output / "maps" / f"{group}.png", draw_maps(pair, methods))
     print(table, end="")
     return 0
 

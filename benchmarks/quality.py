@@ -4,20 +4,20 @@
     python benchmarks/quality.py --photos photos/images --segments photos/segments --output results/quality
     python benchmarks/quality.py --output results/quality --peer NAME='program --in {input_dir} --out {output}'
 
-Scenes are Motorcycle (scikit-image) and the photos. Writes quality.csv, a row per stack and method, and quality.md,
-the means. PSNR and SSIM are of luma, data range 255. The same command goes on after an interruption; methods that are
-added and weights that changed are computed, the other rows kept.
+Scenes are Motorcycle (scikit-image) and the photos. Writes quality.csv, a row per stack and method, quality.md, the
+means, and depth.md, how near the maps come to the surface. PSNR and SSIM are of luma, data range 255. The same command
+goes on after an interruption; methods that are added and weights that changed are computed, the other rows kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,12 +29,13 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines import BASELINES
+from benchmarks.surface import Maps, judge_maps, make_surface_table
 from fusion import Fusion, fuse_stack, open_model
 from loss import image_quality
-from make_datasets.make_dataset import Recipe, match_scenes, synthesize, write_frames
+from make_datasets.make_dataset import Recipe, draw_optics, match_scenes, synthesize, write_frames
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
-from outputs import CsvLog, open_output, write_text, write_together, written_whole
+from outputs import CsvLog, open_output, read_csv, write_text, written_whole
 from pictures.reading import read_depth, read_image
 from pictures.values import colorize, luma, pick_pixels, quantize, to_uint8
 from pictures.writing import write_image
@@ -103,11 +104,12 @@ class Stack(NamedTuple):
     frames: np.ndarray  # (N, H, W[, 3]) uint8
     index: np.ndarray  # (H, W) float32, the true focus index 0..N-1
     aif: np.ndarray  # (H, W[, 3]) uint8
+    position: np.ndarray  # (H, W) float32, the surface in frames: the index before it is cut into bins
 
 
 class Method(NamedTuple):
     title: str
-    run: Callable[[Stack], tuple[np.ndarray, np.ndarray | None]]  # the fused picture and the index, if there is one
+    run: Callable[[Stack], Sequence[np.ndarray | None]]  # the fused picture, the index, the surface in frames
     made_by: str = ""  # weights or command: other ones are other results
 
 
@@ -149,16 +151,25 @@ def make_stack(scene: Scene, group: Group, max_side: int | None = None, seed: in
     frames, index = synthesize(image.astype(np.float32) / 255, depth, n, group.recipe,
                                random_generator(seed, scene.number, 1))
     frames = to_uint8(frames)  # as a file would keep them
-    return Stack(frames[::-1], n - 1 - index, image) if group.reverse else Stack(frames, index, image)
+    position = draw_optics(depth, n, replace(group.recipe, continuous=True),
+                           random_generator(seed, scene.number, 1)).index
+    if group.reverse:
+        frames, index, position = frames[::-1], n - 1 - index, n - 1 - position
+    return Stack(frames, index, image, position)
 
 
 # --------------------------------------------------------------------------- methods
 
 
-def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
-    """Give the stack as files to another program and return its picture. Raises UserError if there is none."""
+def run_peer(parts: Sequence[str], stack: Stack) -> tuple[np.ndarray, None, np.ndarray | None]:
+    """Give the stack as files to another program. Returns its picture and, if it is asked for {depth}, the surface.
+
+    Raises UserError if there is none.
+    """
     with temporary_folder() as folder:
-        places = {"{input_dir}": str(folder / "frames"), "{output}": str(folder / "fused.png")}
+        places = {"{input_dir}": str(folder / "frames"), "{output}": str(folder / "fused.png"),
+                  "{depth}": str(folder / "depth.png")}
+        with_depth = any("{depth}" in part for part in parts)
         write_frames(folder / "frames", stack.frames / np.float32(255))
         for name, path in places.items():
             parts = [part.replace(name, path) for part in parts]
@@ -170,10 +181,12 @@ def run_peer(parts: Sequence[str], stack: Stack) -> np.ndarray:
             last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
             raise UserError(f"exit code {done.returncode}: {last}")
         fused = read_image(places["{output}"])
-    if fused.shape[:2] != stack.aif.shape[:2]:
-        (h, w), (height, width) = fused.shape[:2], stack.aif.shape[:2]
-        raise UserError(f"its picture has {w}x{h} pixels, the frames have {width}x{height}")
-    return fused
+        surface = read_depth(places["{depth}"]) * (len(stack.frames) - 1) if with_depth else None
+    for what, found in (("picture", fused), ("depth map", surface)):
+        if found is not None and found.shape[:2] != stack.aif.shape[:2]:
+            (h, w), (height, width) = found.shape[:2], stack.aif.shape[:2]
+            raise UserError(f"its {what} has {w}x{h} pixels, the frames have {width}x{height}")
+    return fused, None, surface
 
 
 def list_methods(args: argparse.Namespace) -> dict[str, Method]:
@@ -181,10 +194,11 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
 
     def network(model: StackMFFV2, speed: str, sampling: str, frames: str = "auto"):
         settings = FusionSettings(speed, sampling, frames=frames, tile=args.tile)
-        return lambda stack: fuse_stack(stack.frames, model, settings)[:2]
 
-    def peer(parts: list[str]):
-        return lambda stack: (run_peer(parts, stack), None)
+        def run(stack: Stack):
+            found = fuse_stack(stack.frames, model, settings)
+            return found.fused, found.index, None if found.surface is found.index else found.surface
+        return run
 
     model, weights = open_model(args), digest(args.model_path) + (f", tile {args.tile}" if args.tile else "")
     runs = {"ours": (network(model, "full", "nearest"), weights),
@@ -201,7 +215,7 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
         runs["v1_painted"] = (lambda stack: (painter.fuse(stack).fused, None)), made_by
         runs["v1"] = (lambda stack: copied(stack, painter.fuse(stack).index)), made_by
     runs["sml"] = (lambda stack: BASELINES["sml"].fuse_index(stack.frames),)
-    runs |= {name: (peer(parts), shlex.join(parts)) for name, parts in args.peer}
+    runs |= {name: (partial(run_peer, parts), shlex.join(parts)) for name, parts in args.peer}
     runs["truth"] = (lambda stack: copied(stack, stack.index),)
     if args.ceilings:
         runs |= {"closest": (lambda stack: (closest_frame(stack), None),),
@@ -294,20 +308,6 @@ def open_rows(path: Path, scenes: Sequence[Scene]) -> tuple[dict[tuple[str, ...]
     return kept, CsvLog(path, append=True)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a CsvLog's complete rows, if there are any. Removes a cut last line, which the next row would join."""
-    if not path.is_file():
-        return []
-    lines, end, cut = path.read_bytes().rpartition(b"\n")
-    if not end:
-        path.unlink()
-        return []
-    if cut:
-        write_together({path: lines + end})
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
-
-
 def make_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], methods: dict[str, Method]) -> str:
     """Return the mean PSNR and SSIM as a Markdown table. A cell of which a stack is missing stays empty."""
     lines = [f"| PSNR / SSIM, mean of {len(scenes)} | " + " | ".join(m.title for m in methods.values()) + " |",
@@ -324,7 +324,7 @@ def make_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], metho
 
 def draw_worst(stack: Stack, method: Method) -> np.ndarray:
     """Return truth | fused | error, dark red from 32 grey levels on | index in false colour, (H, 4W, 3) uint8."""
-    fused, index = method.run(stack)
+    fused, index = method.run(stack)[:2]
     pictures = [p if p.ndim == 3 else np.dstack([p] * 3) for p in (stack.aif, fused)]
     error = np.abs(luma(fused) - luma(stack.aif)) * (255 / 32)
     return np.hstack((*pictures, colorize(error), colorize(index / max(len(stack.frames) - 1, 1))))
@@ -336,7 +336,7 @@ def draw_worst(stack: Stack, method: Method) -> np.ndarray:
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("--output", required=True, help="folder of quality.csv and quality.md")
+    files.add_argument("--output", required=True, help="folder of quality.csv, quality.md and depth.md")
     files.add_argument("--overwrite", action="store_true", help="replace what other settings made")
     files.add_argument("--worst", action="store_true",
                        help="also write worst/GROUP.png of ours: truth | fused | error | index")
@@ -354,7 +354,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     methods.add_argument("--v1", metavar="PATH", help="weights of StackMFF V1: two columns, as painted and the pixels "
                                                       "of the frame nearest to it")
     methods.add_argument("--peer", type=peer_command, action="append", default=[], metavar="NAME=COMMAND",
-                         help="another program, with {input_dir} (of 1.png ..) and {output} (a .png); repeatable")
+                         help="another program, with {input_dir} (of 1.png ..), {output} (a .png) and, if it writes "
+                              "one, {depth} (a grey .png, near = 0); repeatable")
     methods.add_argument("--ceilings", action="store_true",
                          help="two more columns: of every pixel the closest frame and the closest mixture of frames")
     methods.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -407,7 +408,8 @@ def main(argv=None) -> int:
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     methods = list_methods(args)
     inputs = [args.photos, args.segments, args.depth, args.model_path, args.published, args.v1]
-    output = open_output(args.output, "benchmarks/quality.py", scene_settings(args), inputs, args.overwrite)
+    settings = scene_settings(args) | {"maps": True}  # outputs of earlier versions have no such figures
+    output = open_output(args.output, "benchmarks/quality.py", settings, inputs, args.overwrite)
     rows, log = open_rows(output / "quality.csv", scenes)
     failures = 0
     jobs = [(group, scene) for group in GROUPS if group in args.groups for scene in scenes]
@@ -416,7 +418,9 @@ def main(argv=None) -> int:
         stack = make_stack(scene, GROUPS[group], args.max_side, args.seed) if missing else None
         for key, method in missing.items():
             try:
-                scores = score(stack, *method.run(stack))
+                fused, *maps = method.run(stack)
+                scores = score(stack, fused, maps[0])
+                scores |= judge_maps(Maps(*maps), stack.aif, stack.position, len(stack.frames))
             except UserError as error:
                 tqdm.write(f"error: {method.title}, {group}, {scene.name}: {error}", file=sys.stderr)
                 failures += 1
@@ -431,8 +435,13 @@ def main(argv=None) -> int:
                 stack = make_stack(min(psnr, key=psnr.get), GROUPS[group], args.max_side, args.seed)
                 write_image(output / "worst" / f"{group}.png", draw_worst(stack, methods["ours"]))
     table = make_table(rows, groups, scenes, methods)
+    found = {GROUPS[group].title: {method.title: [rows.get((group, scene.name, name, method.made_by))
+                                                  for scene in scenes]
+                                   for name, method in methods.items()} for group in groups}
+    surfaces = make_surface_table(found, len(scenes))
     write_text(output / "quality.md", table)
-    print(table, end="")
+    write_text(output / "depth.md", surfaces)
+    print(table, surfaces, sep="\n", end="")
     return 1 if failures else 0
 
 

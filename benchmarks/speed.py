@@ -183,7 +183,7 @@ def measure_program(method: str, stack_dir: Path, args: argparse.Namespace) -> d
     """
     with temporary_folder() as folder:
         output = folder / "fused.png"
-        call, env = peer_line(args.peer.get(method, ""), list_images(stack_dir)[0], output), os.environ
+        call, env = fill_places(args.peer.get(method, ""), stack_dir, output), os.environ
         if method in args.peer:
             env = {name: value for name, value in os.environ.items() if GIVEN.get(name) != value}
         else:
@@ -199,11 +199,14 @@ def measure_program(method: str, stack_dir: Path, args: argparse.Namespace) -> d
         return json.loads(done.stdout)
 
 
-def peer_line(line: str, frames: Sequence[Path], output: Path) -> list[str]:
-    """Return a command line in parts: {frames} as a part of its own becomes all frames, {output} the file to write."""
+def fill_places(line: str, stack_dir: Path, output: Path) -> list[str]:
+    """Return a command line in parts: {frames} as a part of its own becomes all frames, {input_dir} their folder."""
     parts = []
     for part in shlex.split(line):
-        parts += map(str, frames) if part == "{frames}" else [part.replace("{output}", str(output))]
+        if part == "{frames}":
+            parts += map(str, list_images(stack_dir)[0])
+        else:
+            parts.append(part.replace("{input_dir}", str(stack_dir)).replace("{output}", str(output)))
     return parts
 
 
@@ -337,9 +340,13 @@ def stack_size(text: str) -> str:
 def peer(text: str) -> tuple[str, str]:
     """Check NAME=COMMAND, an argparse type."""
     name, _, line = text.partition("=")
-    if not name or "{frames}" not in shlex.split(line) or "{output}" not in line or name in METHODS:
-        raise argparse.ArgumentTypeError(f"{text}: expected NAME=COMMAND with {{frames}} and {{output}} in it, NAME "
-                                         "none of our methods")
+    try:
+        parts = shlex.split(line)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    if not name or name in METHODS or "{output}" not in line or not ("{frames}" in parts or "{input_dir}" in line):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME='COMMAND {{frames}} {{output}}', NAME none of our "
+                                         "methods")
     return name, line
 
 
@@ -354,11 +361,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--stacks", choices=("stripes", "motorcycle"), default="stripes",
                         help="what the frames show: in each a stripe that is sharp, or the depth of Motorcycle")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS),
-                        help="full and fast choose the frames of long sweeps; default: those without 'all', beside "
-                             "peers full and fast")
+                        help="full all and fast all compare all frames also of long sweeps; default: all others, "
+                             "beside peers full and fast")
     parser.add_argument("--peer", action="append", type=peer, default=[], metavar="NAME=COMMAND",
-                        help="another program: in its command line {frames} becomes the frames, {output} the .png to "
-                             "write; repeat the flag for more of them")
+                        help="another program: in its command line {frames} becomes the frames, {input_dir} their "
+                             "folder, {output} the .png to write; repeat the flag for more of them")
     parser.add_argument("--busy", type=number(int, 0, 1024), default=0, metavar="K",
                         help="other processes that keep a processor busy each while a method is measured")
     parser.add_argument("--rounds", type=COUNT, default=3)

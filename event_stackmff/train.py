@@ -43,7 +43,7 @@ SET_FOLDERS = {"img_stack": "stacks: DIR/SCENE/1.png ..",
 def parse_args(argv=None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_set_flags(parser, SET_FOLDERS, MAX_SETS)
-    add_synthesis_flags(parser)
+    add_synthesis_flags(parser, layers=False)
     group = parser.add_argument_group("events")
     group.add_argument("--event_positive", choices=POSITIVE, default="red",
                        help="colour of event frames on disk that means brighter")

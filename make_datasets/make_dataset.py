@@ -163,7 +163,6 @@ class BlurBank:
     def __init__(self, image: np.ndarray, levels: np.ndarray, psf: str) -> None:
         self.levels = levels
         self.bank = np.stack([blur(image, r, psf) for r in levels])
-        self.rows, self.columns = np.indices(image.shape[:2], sparse=True)
 
     def place(self, radius: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """Return the level below each radius, and its share of the way to the next."""
@@ -180,10 +179,14 @@ class BlurBank:
     def each(self, radius: np.ndarray) -> np.ndarray:
         """Show every pixel in the picture blurred by its own radius (H, W)."""
         low, share = self.place(radius)
-        frame = self.bank[low, self.rows, self.columns]
+        size = radius.size
+        pixels = self.bank.reshape(-1, *self.bank.shape[3:])  # one row of all levels: the fastest to pick from
+        place = low * size + np.arange(size).reshape(radius.shape)
+        frame = pixels.take(place, axis=0)
         if share.any():
             share = share if frame.ndim == 2 else share[..., None]
-            frame += share * (self.bank[np.minimum(low + 1, len(self.bank) - 1), self.rows, self.columns] - frame)
+            above = np.where(low < len(self.bank) - 1, place + size, place)
+            frame += share * (pixels.take(above, axis=0) - frame)
         return frame
 
 

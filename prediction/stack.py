@@ -21,7 +21,7 @@ from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
-from pictures.values import colorize, to_uint8
+from pictures.values import colorize, quantize, to_uint8
 from pictures.video import is_video
 from pictures.writing import encode_image
 from preparation.stack import add_preparation_flags, check_flags, prepare_stack
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 CONFIDENCE = "confidence.png"
-MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth_color.png", CONFIDENCE)
+MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth.npy", "depth_color.png", CONFIDENCE)
 GO_ON = "add --skip_existing to go on from here"
 
 
 class StackResult(NamedTuple):
-    files: dict[str, np.ndarray]  # content by file name: pictures, and focus_index.npy
+    files: dict[str, np.ndarray]  # content by file name: pictures, and arrays (.npy)
     metadata: Metadata  # of the middle frame, for the fused picture
     quality: int
     report: dict[str, Any]  # plain values: how the stack was prepared
@@ -186,8 +186,8 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
                events: Sequence[Path | Page] | None = None) -> StackResult:
     """Prepare and fuse frames that are given in the order of their names, with their event frames if there are some.
 
-    The focus index counts the frames in the order given from 0; depth is 0 at the first frame of the focal order and
-    1 at the last. Raises UserError if a frame cannot be read or does not go with the others.
+    The focus index counts the frames in the order given from 0; depth is 0 where the first frame of the focal order is
+    sharp and 1 where the last one is. Raises UserError if a frame cannot be read or does not go with the others.
     """
     frames = list(frames)
     check_headers(frames)
@@ -209,8 +209,8 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
         index = number.astype(np.float32)  # between frames that are no neighbours by name there is no fraction
     else:
         index = last - result.index if last and steps[0] < 0 else result.index
-    depth = result.index / max(last, 1)
-    maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, np.rint(depth * 65535).astype(np.uint16),
+    depth = result.surface / np.float32(max(last, 1))
+    maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, quantize(depth, np.uint16), depth,
             colorize(depth), None if result.confidence is None else to_uint8(result.confidence))
     files = {f"fused.{args.output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
     if result.confidence is None:

@@ -29,7 +29,7 @@ from dataset import (
     check_data_flags,
     drawn_frame_range,
     stack_folder,
-    synthetic_training_set,
+    synthetic_training_sets,
     synthetic_validation_sets,
 )
 from loss import image_quality
@@ -91,9 +91,9 @@ class PaintingTask:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         trains, validates = sets_on_disk(args)
-        trains = [part for part in (trains, synthetic_training_set(args)) if part is not None]
+        trains = ([trains] if trains is not None else []) + synthetic_training_sets(args)
         if not trains:
-            raise UserError("no training set: give --datapath or --train_aif")
+            raise UserError("no training set: give --datapath, --train_aif or --train_layers")
         self.data = ShuffledStacks(MixedStacks([ShuffledStacks(part, 0, 0) for part in trains]), args.shuffle_share,
                                    args.seed)
         self.val_sets = {}

@@ -22,11 +22,11 @@ torch = OnUse("torch")
 GIB = 1 << 30
 TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
 SCORING_MEMORY = GIB  # of frames that are scored at a time, if it is more than one
-CHOSEN_MEMORY = GIB // 4  # where frames are chosen, also with a budget, so that it hardly ever changes the choice
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 42, 74  # numbers per pixel of a frame in the network's first part, as measured
+SCORING, EVENT_SCORING = 42, 91  # numbers per pixel of a frame in the network's first part, with the reading of its
+# events, as measured
 
 
 class Kept:
@@ -63,6 +63,7 @@ class FocusMaps:
     confidence: np.ndarray | None  # 0..1; None from a network that has none
     probabilities: Kept | None  # softened, uint8 (N, H, W)
     painted: np.ndarray | None = None  # luma 0..1, of a network that paints
+    surface: np.ndarray | None = None  # where between the frames the surface is, 0..N-1; None: the index says it
 
     def close(self) -> None:
         if self.probabilities:
@@ -79,9 +80,9 @@ class Budget(NamedTuple):
     needed: float  # bytes; more than allowed if one frame needs that much
     allowed: float  # bytes
     halo: int  # pixels of the recurrent stage
+    chosen_memory: float  # bytes for a tile whose frames are chosen; rarely other with another budget
     scorers: int  # threads that score a frame each
     comparers: int  # threads that compare a tile each
-    chosen_memory: float  # bytes for a tile whose frames are chosen
 
 
 def halo_of(model: StackMFFV2) -> int:
@@ -112,7 +113,7 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     limit = memory_limit(settings)
     number = 2 if settings.precision == "reduced" else 4  # bytes
     pixels = height * width
-    room = limit - 0.65 * GIB - pixels * (2 * 4 + 3 * 6)  # torch, the two maps, frames being read, the picture
+    room = limit - 0.65 * GIB - pixels * (3 * 4 + 3 * 6)  # torch, the three maps, frames being read, the picture
     scoring = pixels * 4 * scoring  # the first level of one whole frame
     features = num_frames * pixels * channels // 4 * number  # at half resolution
     # on the card they need not cross the bus for every tile
@@ -124,8 +125,8 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
     probabilities_in_file = blend + scoring / 2 > room
     room -= 0 if probabilities_in_file else blend
     step = picture_step(settings)
-    tile, comparers, per_pixel = settings.tile, threads, bytes_per_pixel(num_frames, settings, channels)
-    chosen = card / 4 if card is not None else max(min(0.75 * room / threads, CHOSEN_MEMORY), 0.1 * GIB / threads)
+    per_pixel = bytes_per_pixel(num_frames, settings, channels)
+    tile, comparers = settings.tile, threads
     while not tile:
         allowed = (card / 4 if card is not None else 0.75 * room / comparers if settings.max_memory
                    else min(room / comparers, TILE_MEMORY))
@@ -140,11 +141,12 @@ def plan_memory(num_frames: int, height: int, width: int, settings: FusionSettin
         tile = share_evenly(height, width, tile, step, halo, comparers)
     comparers = min(comparers, count_tiles(height, width, tile, step))
     region = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
+    chosen = card / 4 if card is not None else max(min(0.75 * room, comparers * TILE_MEMORY), 0.1 * GIB) / comparers
     needed = limit - room
     if card is None:
         needed += max(comparers * region * per_pixel, scorers * scoring)
-    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit, halo, scorers,
-                  comparers, chosen)
+    return Budget(features_on_card, features_in_file, probabilities_in_file, tile, needed, limit, halo, chosen,
+                  scorers, comparers)
 
 
 def bytes_per_pixel(num_frames: int, settings: FusionSettings, channels: int = 8) -> int:

@@ -18,19 +18,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model import BiConvGRU, StackMFFV2, pad_to_stride, regress_focus, stretch_index, upsample_logits
+from model import (
+    BiConvGRU,
+    StackMFFV2,
+    expectation_at_peak,
+    pad_to_stride,
+    regress_focus,
+    stretch_index,
+    upsample_logits,
+)
 from pictures.values import luma
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly
-from streaming.window import Gaps, Tile, find_possible, looks_first, tiles_of_all, tiles_of_possible
+from streaming.window import FrameTile, Gaps, find_possible, looks_first, tiles_of_all, tiles_of_possible
 from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE, TAKES_EVENTS = True, False
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
+SOFTER = 2.0  # times the temperature of P, where the surface is read from it
 REACH, GUESS = 8, 0.3  # pixels around that are equal in all frames: nothing says which is in focus, and of such pixels
 # of the validation stacks 15 % have the right index, where P promises 53 %
 
@@ -87,10 +96,11 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
         return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
 
     try:
-        items = zip(source.read_all("scoring"), beside, strict=False)
-        for k, features in enumerate(share_out(score, items, budget.scorers)):
-            kept.tensor[k] = features
-            kept.release_pages()
+        with closing(source.read_all("scoring")) as frames:  # its bar is to end before an error is told
+            items = zip(frames, beside, strict=False)
+            for k, features in enumerate(share_out(score, items, budget.scorers)):
+                kept.tensor[k] = features
+                kept.release_pages()
     except BaseException:
         kept.close()
         raise
@@ -106,10 +116,12 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     step = picture_step(settings)
     readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
+    if model.config.readout != "stretch":  # the published weights' depth is their stretched index
+        maps.surface = np.empty((height, width), np.float32)
     if settings.sampling == "blend":
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
-    def compare(tile: Tile) -> None:
+    def compare(tile: FrameTile) -> None:
         down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
         volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model, gaps.frames)
         logits = inter(volume).float()
@@ -118,6 +130,10 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
             there = (rows, slice(across.start, across.stop))
             maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
             maps.confidence[there] = focus.confidence[0].cpu().numpy()
+            if maps.surface is not None:
+                softer = readout == "peak"  # an index read from all frames already lies between them
+                surface = expectation_at_peak(focus.probabilities, SOFTER) if softer else focus.index
+                maps.surface[there] = gaps.to_sweep(surface[0]).cpu().numpy()
             if maps.probabilities:
                 p = focus.probabilities[0]
                 p = (p / p.amax(0)) ** (1 / blending_temperature(source.noise))
@@ -141,7 +157,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
 
 def choose_tiles(features: Kept, inter: BiConvGRU, model: StackMFFV2, size: tuple[int, int], settings: FusionSettings,
-                 budget: Budget) -> list[Tile]:
+                 budget: Budget) -> list[FrameTile]:
     """Return the tiles in which frames are compared, each with its frames. In a long sweep the first look says them.
 
     What it loses is measured for StackMFF-V2 only; other networks compare all frames.

@@ -21,6 +21,7 @@ class FusionSettings:
     tile: int | None = None  # side of the recurrent stage's tiles in pixels; None: what the memory allows
     compile: bool = False  # torch.compile for the recurrent stage: half a minute at first, then faster
     smooth: int = 0  # radius in pixels within which unsure pixels take over the focus index of sure ones; 0: off
+    raw_depth: bool = False  # the surface as it is read from P, without the filter (streaming/surface.py)
     progress: bool = False
     frames: str = "auto"  # which are compared: in a long sweep those that a first look leaves possible; or all
 
@@ -58,6 +59,9 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--smooth", type=number(int, 0, 1000), default=0, metavar="PIXELS",
                        help="radius within which unsure pixels take over the focus index of sure ones, up to 1000; "
                             "0: off")
+    group.add_argument("--raw_depth", action="store_true",
+                       help="depth as the network gives it; default: noise and unsure places filled from what is sure "
+                            "nearby")
     group.add_argument("--max_memory", type=MEMORY, metavar="GB",
                        help="budget of main memory for all processes of this machine; default: half of what is free")
     group.add_argument("--tile", type=number(int, 32, 1 << 20), metavar="PIXELS",
@@ -70,4 +74,4 @@ def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSet
     if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
         raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
     return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,
-                          args.smooth, progress, args.frames)
+                          args.smooth, args.raw_depth, progress, args.frames)

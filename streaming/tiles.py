@@ -29,6 +29,12 @@ def cut_tiles(side: int, tile: int, step: int, halo: int) -> list[Part]:
     return [Part(*part, range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
 
 
+def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
+    """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
+    return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
+                                                                     math.ceil(stop / step) + halo)))
+
+
 def count_tiles(height: int, width: int, tile: int, step: int) -> int:
     return math.prod(len(cut_evenly(side, tile, step)) for side in (height, width))
 
@@ -44,9 +50,3 @@ def share_evenly(height: int, width: int, tile: int, step: int, halo: int, worke
     tiles = {math.ceil(side / n / step) * step for side, counts in zip((height, width), parts, strict=True)
              for n in counts}
     return min((t for t in sorted(tiles, reverse=True) if t <= tile), key=duration, default=tile)
-
-
-def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
-    """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
-    return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
-                                                                     math.ceil(stop / step) + halo)))

@@ -18,6 +18,7 @@ from torch import Tensor
 from streaming.memory import Budget, bytes_per_pixel
 from streaming.settings import FusionSettings, picture_step
 from streaming.tiles import Part, cut_evenly, cut_tiles, part_of
+from streaming.workers import share_out
 
 # chosen on validation photos and Motorcycle (docs/speed.md):
 FEW = 24  # stacks of up to so many frames have hardly others to leave out
@@ -31,17 +32,17 @@ STEP_COST = 1000  # what one step of the recurrent stage costs besides its pixel
 WORTH = 0.8  # of the work of all frames: where more is left, all frames are compared
 
 
-class Tile(NamedTuple):
+class FrameTile(NamedTuple):
     down: Part
     across: Part
     frames: Sequence[int]  # those to compare, ascending
 
 
-def tiles_of_all(num_frames: int, height: int, width: int, settings: FusionSettings, budget: Budget) -> list[Tile]:
+def tiles_of_all(num_frames: int, height: int, width: int, settings: FusionSettings, budget: Budget) -> list[FrameTile]:
     """Cut the picture into equal tiles, each with all frames."""
     step = picture_step(settings)
     downs, acrosses = (cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width))
-    return [Tile(down, across, range(num_frames)) for down in downs for across in acrosses]
+    return [FrameTile(down, across, range(num_frames)) for down in downs for across in acrosses]
 
 
 def looks_first(num_frames: int, readout: str, settings: FusionSettings) -> bool:
@@ -61,26 +62,30 @@ def find_possible(look: Callable[[Part, Part, int], Tensor], num_frames: int, he
     gap = -math.log(CHANCE) * temperature
     possible = torch.empty(num_frames, math.ceil(height / block), math.ceil(width / block), dtype=torch.bool)
     side = max(1, largest_side(num_frames, settings, budget)) * step
-    for top, bottom in cut_evenly(height, side, block):
-        for left, right in cut_evenly(width, side, block):
-            down = part_of(top, bottom, height, step, budget.halo)
-            across = part_of(left, right, width, step, budget.halo)
-            logits = look(down, across, step).float()
-            near = (logits >= logits.amax(0) - gap).float()
-            flat = (logits.amax(0) - logits.amin(0) < FLAT * temperature).float()[None]
-            rows, columns = (slice(part.start // step - part.window.start, math.ceil(part.stop / step) -
-                                   part.window.start) for part in (down, across))
-            near = F.max_pool2d(near, 3, 1, 1)[:, rows, columns]
-            near = F.max_pool2d(near, block // step, ceil_mode=True)  # (N, blocks)
-            near = F.max_pool1d(near.flatten(1).T, 2 * MARGIN + 1, 1, MARGIN).T.unflatten(1, near.shape[1:])
-            flat = F.avg_pool2d(flat[:, rows, columns], block // step, ceil_mode=True, count_include_pad=False)
-            near = near.maximum((flat >= UNSURE).float())
-            possible[:, top // block : math.ceil(bottom / block), left // block : math.ceil(right / block)] = near > 0
+
+    def judge(place: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        down, across = (part_of(*bounds, size, step, budget.halo)
+                        for bounds, size in zip(place, (height, width), strict=True))
+        logits = look(down, across, step).float()
+        near = (logits >= logits.amax(0) - gap).float()
+        flat = (logits.amax(0) - logits.amin(0) < FLAT * temperature).float()[None]
+        rows, columns = (slice(part.start // step - part.window.start, math.ceil(part.stop / step) - part.window.start)
+                         for part in (down, across))
+        near = F.max_pool2d(near, 3, 1, 1)[:, rows, columns]
+        near = F.max_pool2d(near, block // step, ceil_mode=True)  # (N, blocks)
+        near = F.max_pool1d(near.flatten(1).T, 2 * MARGIN + 1, 1, MARGIN).T.unflatten(1, near.shape[1:])
+        flat = F.avg_pool2d(flat[:, rows, columns], block // step, ceil_mode=True, count_include_pad=False)
+        rows, columns = (slice(part.start // block, math.ceil(part.stop / block)) for part in (down, across))
+        possible[:, rows, columns] = near.maximum((flat >= UNSURE).float()) > 0
+
+    places = [(rows, columns) for rows in cut_evenly(height, side, block) for columns in cut_evenly(width, side, block)]
+    for _ in share_out(judge, places, budget.comparers):
+        pass
     return possible
 
 
 def tiles_of_possible(possible: Tensor, height: int, width: int, settings: FusionSettings,
-                      budget: Budget) -> list[Tile]:
+                      budget: Budget) -> list[FrameTile]:
     """Cut the picture into tiles with the frames that are possible there; with all frames if that saves little."""
     step = picture_step(settings)
     block = BLOCK * step
@@ -92,17 +97,17 @@ def tiles_of_possible(possible: Tensor, height: int, width: int, settings: Fusio
             rows, columns = (slice(part.start // block, math.ceil(part.stop / block)) for part in tile[:2])
             tiles.append(tile._replace(frames=numbers(possible[:, rows, columns].flatten(1).any(1))))
     else:
-        def tile_of(rows: range, columns: range, frames: Tensor) -> Tile:
+        def tile_of(rows: range, columns: range, frames: Tensor) -> FrameTile:
             down, across = (part_of(blocks.start * block, min(blocks.stop * block, side), side, step, budget.halo)
                             for blocks, side in ((rows, height), (columns, width)))
-            return Tile(down, across, frames)
+            return FrameTile(down, across, frames)
 
-        def cut(rows: range, columns: range) -> tuple[float, list[Tile], Tensor]:
+        def cut(rows: range, columns: range) -> tuple[float, list[FrameTile], Tensor]:
             """Return the least work for a rectangle of blocks, its tiles and its possible frames."""
             if len(rows) == len(columns) == 1:
                 frames = possible[:, rows.start, columns.start]
                 tile = tile_of(rows, columns, frames)
-                return work(tile, int(frames.sum())), [tile], frames
+                return effort(tile, int(frames.sum())), [tile], frames
             if len(rows) >= len(columns):
                 halves = [(half, columns) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
             else:
@@ -111,14 +116,16 @@ def tiles_of_possible(possible: Tensor, height: int, width: int, settings: Fusio
             frames = frames_a | frames_b
             tile, count = tile_of(rows, columns, frames), int(frames.sum())
             fits = pixels(tile) * bytes_per_pixel(count, settings) <= budget.chosen_memory
-            if fits and work(tile, count) <= work_a + work_b:
-                return work(tile, count), [tile], frames
+            if fits and effort(tile, count) <= work_a + work_b:
+                return effort(tile, count), [tile], frames
             return work_a + work_b, tiles_a + tiles_b, frames
 
         tiles = [tile._replace(frames=numbers(tile.frames))
                  for tile in cut(range(possible.shape[1]), range(possible.shape[2]))[1]]
-    least, most = (sum(work(tile, len(tile.frames)) for tile in kind) for kind in (tiles, usual))
-    return tiles if least <= WORTH * most else usual
+    least, most = (sum(effort(tile, len(tile.frames)) for tile in kind) for kind in (tiles, usual))
+    if least > WORTH * most:
+        return tiles_of_all(len(possible), height, width, settings, budget._replace(tile=max(side, budget.tile)))
+    return tiles
 
 
 def largest_side(num_frames: int, settings: FusionSettings, budget: Budget) -> int:
@@ -131,12 +138,12 @@ def numbers(chosen: Tensor) -> list[int]:
     return chosen.nonzero()[:, 0].tolist()
 
 
-def pixels(tile: Tile) -> int:
+def pixels(tile: FrameTile) -> int:
     """Return the pixels of the recurrent stage that a tile needs."""
     return len(tile.down.window) * len(tile.across.window)
 
 
-def work(tile: Tile, num_frames: int) -> float:
+def effort(tile: FrameTile, num_frames: int) -> float:
     """Return what comparing so many frames in a tile costs, in pixels of one step."""
     return (pixels(tile) + STEP_COST) * num_frames
 

@@ -207,10 +207,11 @@ def test_a_size_that_is_none_is_refused_in_one_line(run, main, size, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("peer", ["name", "name=program {frames}", "name=program {output}", "full=a {frames} {output}"])
+@pytest.mark.parametrize("peer", ["name", "name=program {frames}", "name=program {output}",
+                                  "full=a {frames} {output}", "a='{frames} {output}"])
 def test_a_peer_without_its_places_is_refused_in_one_line(run, peer, tmp_path):
     code, out, lines = run(speed.main, "--peer", peer, "--output_dir", tmp_path / "out")
-    assert (code, out) == (2, "") and len(lines) == 1 and "expected NAME=COMMAND" in lines[0]
+    assert (code, out) == (2, "") and len(lines) == 1 and "argument --peer: " in lines[0]
 
 
 COPY = f"{sys.executable} -c 'import shutil, sys; shutil.copy(sys.argv[-1], sys.argv[1])' {{output}} {{frames}}"

@@ -7,8 +7,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dataset import EqualFramesSampler, Key, MixedStacks, StackFolder, SyntheticStacks, focus_target, take_subset
+from dataset import (
+    EqualFramesSampler,
+    Key,
+    LayeredStacks,
+    MixedStacks,
+    StackFolder,
+    SyntheticStacks,
+    data_digest,
+    focus_target,
+    take_subset,
+)
 from make_datasets.make_dataset import focus_positions
+from make_datasets.textures import PictureTextures
 from pictures.writing import write_image
 from utils import UserError
 
@@ -153,3 +164,30 @@ def test_subsets_are_seeded():
     names = [str(i) for i in range(20)]
     assert take_subset(names, 0.3, 0) == take_subset(names, 0.3, 0) != take_subset(names, 0.3, 1)
     assert len(take_subset(names, 0.3, 0)) == 6 and take_subset(names, 1.0, 0) == names
+
+
+def layered(count=3, size=16, **kwargs):
+    picture = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+    return LayeredStacks(count, size, PictureTextures([picture], ["one"]), **kwargs)
+
+
+def test_layered_samples_are_as_the_other_synthesis_gives_them(photos):
+    data = MixedStacks([SyntheticStacks(photos / "AiF", 16, depth_dir=photos / "depth"), layered()])
+    assert len(data) == 6 and data.frame_counts == [0] * 6
+    whole = data[Key(0, 0, 5, 0.5)]
+    for index, n in ((3, 1), (4, 2), (5, 7)):
+        sample = data[Key(2, index, n, 0.5)]
+        assert sample.keys() == whole.keys() and sample["stack"].shape == (n, 16, 16)
+        assert sample["target"].shape == sample["aif"].shape == (16, 16) and float(sample["weight"]) == 0.5
+        for name in ("stack", "target", "aif"):
+            assert sample[name].dtype == torch.float32 and sample[name].isfinite().all()
+            assert sample[name].min() >= 0 and sample[name].max() <= 1 + 1e-6
+
+
+def test_a_layered_sample_follows_from_seed_epoch_and_index_alone():
+    key = Key(1, 2, 4, 1.0)
+    first = layered()[key]
+    assert all(torch.equal(first[name], layered(9)[key][name]) for name in first)  # of more stacks the same one
+    for other, data in ((key._replace(epoch=2), layered()), (key._replace(index=1), layered()), (key, layered(seed=4))):
+        assert not torch.equal(first["stack"], data[other]["stack"])
+    assert data_digest(layered()) != data_digest(layered(4))

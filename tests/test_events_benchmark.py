@@ -14,6 +14,7 @@ from benchmarks import events  # noqa: E402
 from benchmarks.quality import Scene  # noqa: E402
 from event_stackmff.model import EventConfig, EventStackMFF  # noqa: E402
 from model import model_checkpoint  # noqa: E402
+from pictures.reading import read_image  # noqa: E402
 from pictures.values import luma  # noqa: E402
 
 MOTORCYCLE = Scene("motorcycle", 0)
@@ -38,7 +39,8 @@ def read_rows(output):
 
 
 def test_a_row_per_method_and_a_table(tmp_path, weights, capsys):
-    assert bench(tmp_path, weights) == 0
+    assert bench(tmp_path, weights, "--maps") == 0
+    assert read_image(tmp_path / "maps" / "n5.png").shape == (48, 5 * 48, 3)
     rows = read_rows(tmp_path)
     assert list(rows) == ["clean", "noisy", "without", "v2", "truth"]
     assert len({rows[name]["psnr"] for name in rows}) == 5  # events, noise and their absence are all seen

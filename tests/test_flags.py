@@ -10,8 +10,9 @@ from test_layout import SCRIPTS
 BAD = ("nan", "inf", "-inf", "-1", "0", "1e300", "1" + "0" * 30, "", "junk")
 NOWHERE = "nowhere"
 RUN_WITHOUT_INPUT = {  # scripts that would work without any flag: their flags are read, no more
-    "make_datasets.make_demo", "benchmarks.speed", "benchmarks.efficiency", "benchmarks.training", "benchmarks.order",
-    "benchmarks.exactness", "benchmarks.calibration", "benchmarks.quality", "benchmarks.ablation"}
+    "make_datasets.make_demo", "make_datasets.make_layered", "benchmarks.speed", "benchmarks.efficiency",
+    "benchmarks.training", "benchmarks.order", "benchmarks.exactness", "benchmarks.calibration", "benchmarks.quality",
+    "benchmarks.ablation"}
 
 
 class Found(Exception):

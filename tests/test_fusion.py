@@ -158,6 +158,7 @@ def test_strips_of_a_tile_are_read_as_the_whole(untrained, speed, shape, monkeyp
     strips = fuse_stack(frames, untrained, settings)
     np.testing.assert_allclose(strips.index, whole.index, atol=1e-5)
     np.testing.assert_allclose(strips.confidence, whole.confidence, atol=1e-5)
+    np.testing.assert_allclose(strips.surface, whole.surface, atol=1e-4)
     assert np.abs(strips.fused.astype(int) - whole.fused).max() <= 1
 
 

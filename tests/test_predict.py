@@ -25,7 +25,8 @@ from pictures.values import colorize, luma, pick_pixels, to_uint8
 from pictures.writing import write_image
 from prediction.datasets import predict_dataset
 
-FILES = ["confidence.png", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png", "fused.png"]
+FILES = ["confidence.png", "depth.npy", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png",
+         "fused.png"]
 RECORD = "made_with.json"
 
 
@@ -69,8 +70,10 @@ def test_a_folder_becomes_a_picture_and_its_maps(predict, write_stack, tmp_path,
     assert np.array_equal(files["fused.png"], pick_pixels(frames, index))  # by source number, in natural order
     assert np.array_equal(index, np.rint(files["focus_index.npy"]))
     assert files["depth.png"].dtype == np.uint16 and files["depth.png"].shape == shape[:2]
-    assert np.allclose(files["depth.png"] / 65535, files["focus_index.npy"] / 10, atol=1e-4)
-    assert np.array_equal(files["depth_color.png"], colorize(files["focus_index.npy"] / 10))
+    depth = files["depth.npy"]
+    assert depth.dtype == np.float32 and depth.shape == shape[:2] and 0 <= depth.min() and depth.max() <= 1
+    assert np.array_equal(files["depth.png"], np.rint(depth * 65535))
+    assert np.array_equal(files["depth_color.png"], colorize(depth))
     assert files["confidence.png"].shape == shape[:2]
 
 
@@ -91,8 +94,17 @@ def test_reverse_keeps_the_frame_numbers_and_turns_the_depth(predict, write_stac
     assert np.array_equal(reverse["focus_index.png"], 4 - plain["focus_index.png"].astype(int))
     assert np.array_equal(reverse["focus_index.npy"], 4 - plain["focus_index.npy"])
     assert np.array_equal(reverse["fused.png"], pick_pixels(frames[::-1], reverse["focus_index.png"]))
-    for name in ("fused.png", "depth.png", "depth_color.png", "confidence.png"):
+    for name in ("fused.png", "depth.png", "depth.npy", "depth_color.png", "confidence.png"):
         assert np.array_equal(reverse[name], plain[name])
+
+
+def test_the_filter_changes_the_depth_and_nothing_else(predict, write_stack, tmp_path):
+    write_stack(tmp_path / "in", 5)
+    raw, _, _ = predict(tmp_path / "in", "--raw_depth")
+    files, _, _ = predict(tmp_path / "in")
+    assert {name for name in FILES if not np.array_equal(files[name], raw[name])} == {
+        "depth.png", "depth.npy", "depth_color.png"}
+    assert np.abs(raw["depth.npy"] * 4 - raw["focus_index.npy"]).max() <= 1  # the same peak, read in another way
 
 
 def test_other_files_are_ignored_with_a_notice(predict, write_stack, tmp_path):
@@ -233,7 +245,7 @@ def test_registration_crops_and_is_reported(run, predict, tmp_path):
 def test_focus_index_counts_by_name_whatever_the_order(predict, tmp_path):
     shuffle = [3, 0, 4, 1, 2]
     shifted_stack(tmp_path / "in", shuffle)
-    files, _, _ = predict(tmp_path / "in", "--order", "sharpness", "--register", "none")
+    files, _, _ = predict(tmp_path / "in", "--order", "sharpness", "--register", "none", "--raw_depth")
     frames = [read_image(tmp_path / "in" / f"{k}.png") for k in range(1, 6)]
     assert np.array_equal(files["fused.png"], pick_pixels(frames, files["focus_index.png"]))
     assert np.array_equal(files["focus_index.png"], np.rint(files["focus_index.npy"]))

@@ -206,6 +206,7 @@ def test_tiles_and_the_whole_agree_for_any_size(network, seed, num_frames, heigh
     whole, tiled = (fuse_stack(frames, network, FusionSettings(speed=speed, tile=side)) for side in (256, tile))
     np.testing.assert_allclose(tiled.index, whole.index, atol=1e-3)
     np.testing.assert_allclose(tiled.confidence, whole.confidence, atol=1e-3)
+    np.testing.assert_allclose(tiled.surface, whole.surface, atol=1e-2)
 
 
 # --------------------------------------------------------------------------- sampling
@@ -218,11 +219,11 @@ def test_a_fused_pixel_lies_within_its_frames(network, seed, num_frames, height,
                                               smooth):
     frames = [picture(seed + k, height, width, colour, dtype) for k in range(num_frames)]
     smooth = smooth if sampling == "nearest" else 0
-    fused, index, confidence = fuse_stack(frames, network, FusionSettings(speed=speed, sampling=sampling,
-                                                                          smooth=smooth))
+    fused, index, confidence, surface = fuse_stack(frames, network, FusionSettings(speed=speed, sampling=sampling,
+                                                                                   smooth=smooth))
     assert (fused.shape, fused.dtype) == (frames[0].shape, frames[0].dtype)
-    assert index.shape == confidence.shape == (height, width)
-    assert 0 <= index.min() and index.max() <= num_frames - 1
+    assert index.shape == confidence.shape == surface.shape == (height, width)
+    assert all(0 <= found.min() and found.max() <= num_frames - 1 for found in (index, surface))
     assert 0 <= confidence.min() and confidence.max() <= 1 + 1e-6
     if sampling == "nearest":
         rows, columns = np.indices((height, width))

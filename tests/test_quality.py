@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import outputs  # noqa: E402
 from baselines import BASELINES  # noqa: E402
 from benchmarks import efficiency, quality  # noqa: E402
 from benchmarks.quality import GROUPS, Group, Scene, make_stack  # noqa: E402
@@ -117,7 +118,7 @@ def test_table_csv_and_worst(tmp_path, weights, photos, capsys):
     out = tmp_path / "out"
     assert bench(out, weights, *photos, "--groups", "n8", "n2", "--max_scenes", 2, "--worst") == 0
     table = (out / "quality.md").read_text()
-    assert capsys.readouterr().out == table
+    assert capsys.readouterr().out == table + "\n" + (out / "depth.md").read_text()
     assert cells(out, "true index") == {GROUPS[g].title: "100.00 / 1.0000" for g in ("n8", "n2")}
     rows = read_csv(out)
     assert len(rows) == 2 * 2 * 5 and {row["scene"] for row in rows} == {"motorcycle", "2"}
@@ -128,6 +129,24 @@ def test_table_csv_and_worst(tmp_path, weights, photos, capsys):
     worst = min((r for r in rows if (r["group"], r["method"]) == ("n8", "ours")), key=lambda r: float(r["psnr"]))
     picture = read_image(out / "worst" / "n8.png")
     assert picture.shape == ((SIDE, 4 * SIDE, 3) if worst["scene"] == "motorcycle" else (40, 4 * 48, 3))
+
+
+def test_depth_is_judged_by_the_surface_and_not_by_its_bins(tmp_path, weights):
+    assert bench(tmp_path, weights, "--groups", "n5", "lens", "reversed") == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]]
+             for line in (tmp_path / "depth.md").read_text().splitlines()]
+    assert lines[0] == ["depth, mean of 1", "method", "all", "textured", "flat", "edge"]
+    found = {(group, method): cell for group, method, cell, *_ in lines[2:]}
+    assert {method for _, method in found} == {
+        f"{name}: {kind}" for name in ("ours, full", "ours, fast", "ours, full, blend") for kind in ("index", "depth")
+    } | {"SML arg-max: index", "true index: index"}
+    for name in ("n5", "reversed"):
+        stack = make_stack(MOTORCYCLE, GROUPS[name], SIDE)
+        error = np.abs(stack.index - stack.position)
+        assert np.array_equal(np.rint(stack.position), stack.index) and 0.01 < error.mean() < 0.3
+        assert found[GROUPS[name].title, "true index: index"] == (
+            f"{error.mean():.2f} / {error.mean() / (len(stack.frames) - 1):.4f} / 100.0 / 0.0")
+    assert found[GROUPS["lens"].title, "true index: index"] == "0.00 / 0.0000 / 100.0 / 0.0"  # depth as it is
 
 
 def test_published_weights_are_one_more_column(tmp_path, weights):
@@ -188,6 +207,16 @@ def test_a_peer_is_scored(tmp_path, weights):
     assert float(row["psnr"]) == pytest.approx(luma_psnr(stack.frames[0], stack)) and row["index_mae"] == ""
 
 
+def test_a_peers_depth_map_is_scored(tmp_path, weights):
+    code = "import cv2, numpy, sys; [cv2.imwrite(p, numpy.full((64, 64), 65535, numpy.uint16)) for p in sys.argv[2:]]"
+    peer = python_peer("far", code) + " {depth}"
+    assert bench(tmp_path / "out", weights, "--groups", "n8", "--peer", peer) == 0
+    stack = make_stack(MOTORCYCLE, GROUPS["n8"], SIDE)
+    row, = (row for row in read_csv(tmp_path / "out") if row["method"] == "far")
+    assert float(row["depth_all_frames"]) == pytest.approx(np.abs(7 - stack.position).mean(), rel=1e-4)
+    assert row["index_mae"] == row["index_all_frames"] == ""
+
+
 def test_peers_that_fail_are_named_and_the_rest_goes_on(tmp_path, weights, capsys):
     small = "import cv2, numpy, sys; cv2.imwrite(sys.argv[2], numpy.zeros((5, 4, 3), numpy.uint8))"
     peers = [python_peer("broken", "import sys; print('hint\\nboom', file=sys.stderr); sys.exit(3)"),
@@ -213,7 +242,7 @@ def test_a_peer_reads_the_very_frames(tmp_path):
     stack = make_stack(MOTORCYCLE, Group("all grey levels", (2,), Recipe(noise=0.2)), SIDE)
     assert len(np.unique(stack.frames)) == 256
     copy_second = [sys.executable, "-c", "import shutil, sys; shutil.copy(sys.argv[1] + '/2.png', sys.argv[2])"]
-    assert np.array_equal(quality.run_peer([*copy_second, "{input_dir}", "{output}"], stack), stack.frames[1])
+    assert np.array_equal(quality.run_peer([*copy_second, "{input_dir}", "{output}"], stack)[0], stack.frames[1])
     assert np.array_equal(to_uint8(np.arange(256, dtype=np.uint8) / np.float32(255)), np.arange(256))
 
 
@@ -257,7 +286,7 @@ def test_a_row_that_was_cut_is_computed_anew(tmp_path, weights, cut):
 def test_a_csv_cut_within_its_head_begins_anew(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("group,sce")
-    assert quality.read_csv(path) == [] and not path.exists()
+    assert outputs.read_csv(path) == [] and not path.exists()
 
 
 def test_changed_weights_are_computed_anew(tmp_path, weights):

@@ -25,7 +25,8 @@ from pictures.reading import read_image
 from pictures.writing import write_image
 from prediction.rows import RowTable
 
-NAMES = {"confidence.png", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png", "fused.png"}
+NAMES = {"confidence.png", "depth.npy", "depth.png", "depth_color.png", "focus_index.npy", "focus_index.png",
+         "fused.png"}
 
 
 @pytest.fixture(scope="module")

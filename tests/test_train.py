@@ -14,7 +14,7 @@ import torch
 import predict_one_stack
 import train
 import training
-from dataset import Key
+from dataset import Key, LayeredStacks, SyntheticStacks
 from loss import focus_loss
 from model import StackMFFV2, load_model
 from pictures.writing import write_image
@@ -124,6 +124,33 @@ def test_trains_on_stacks_made_on_the_fly(data, tmp_path):
                        "--num_workers", "0", "--device", "cpu", "--save_dir", str(tmp_path), "--save_name", "run"]) == 0
     row = next(csv.DictReader((tmp_path / "run" / "log.csv").open()))
     assert {"algorithm1_psnr", "diverse_psnr"} <= row.keys()
+
+
+def test_trains_on_layered_scenes_alone_and_beside_photos(data, tmp_path, capsys):
+    run = ["--train_layers", "4", "--recipe", "diverse", "--num_frames", "2", "5", "--training_image_size", "32",
+           "--batch_size", "2", "--num_workers", "0", "--device", "cpu", "--save_dir", str(tmp_path)]
+    assert train.main([*run, "--val_layers", "2", "--num_epochs", "1", "--save_name", "alone"]) == 0
+    assert "layers_psnr" in next(csv.DictReader((tmp_path / "alone" / "log.csv").open()))
+    assert train.main([*run, "--val_layers", "2", "--num_epochs", "2", "--save_name", "alone", "--resume"]) == 0
+    capsys.readouterr()
+    more = ["--val_layers", "2", "--num_epochs", "3", "--save_name", "alone", "--resume", "--textures", f"{data}/AiF"]
+    assert train.main([*run, *more]) == 1
+    assert "the training stacks or their numbers of frames are others" in capsys.readouterr().err
+    photos = ["--train_aif", f"{data}/AiF", "--train_depth", f"{data}/depth", "--textures", f"{data}/AiF"]
+    both = train.FocusTask(train.parse_args([*run, *photos])).data
+    assert len(both) == 7 and [type(part) for part in both.parts] == [SyntheticStacks, LayeredStacks]
+    assert "0.png" in both.parts[1].textures.names
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--textures", "DIR"], "--textures: only with --train_layers"),
+    (["--leave_out", "lens"], "--leave_out: only with --train_layers, or with --train_aif and --recipe diverse"),
+    (["--train_layers", "0"], "--train_layers"),
+])
+def test_flags_of_layered_scenes_that_do_not_go_together(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(flags)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_second_run_of_the_same_name_is_refused(data, tmp_path, capsys):

@@ -16,7 +16,7 @@ from pictures.reading import read_image
 from pictures.values import pick_pixels, to_uint8
 from pictures.writing import write_image
 
-MAPS = {"focus_index.png", "focus_index.npy", "depth.png", "depth_color.png"}
+MAPS = {"focus_index.png", "focus_index.npy", "depth.png", "depth.npy", "depth_color.png"}
 KINDS = ["depth", "depth_color", "focus_index", "fused"]
 
 
