@@ -143,7 +143,7 @@ def slopes(detail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def compare_neighbours(fixed: Sequence[Level], moving: Sequence[Level], size: Sequence[int]) -> Step:
     """Find how a frame lies on its neighbour, both from coarse to fine; frames that went far begin with a shift."""
     step = follow_motion(fixed, moving, np.eye(3), size)
-    if step.alike < ALIKE:
+    if step.alike < ALIKE and not repeats_itself(fixed[min(2, len(fixed) - 1)].detail):
         step = max(step, follow_motion(fixed, moving, far_shift(fixed, moving), size), key=lambda s: s.alike)
     return step
 
@@ -175,6 +175,17 @@ def far_shift(fixed: Sequence[Level], moving: Sequence[Level]) -> np.ndarray:
     matrix[:2, 2] = shift
     scaling = fixed[level].scaling
     return np.linalg.inv(scaling) @ matrix @ scaling
+
+
+def repeats_itself(detail: np.ndarray) -> bool:
+    """Does a picture's detail (h, w) lie on itself after a far shift? Then a far shift cannot be told from another."""
+    window = cv2.createHanningWindow(detail.shape[::-1], cv2.CV_32F)
+    spectrum = np.fft.rfft2(detail * window)
+    likeness = np.fft.fftshift(np.fft.irfft2(np.abs(spectrum) ** 2, detail.shape))
+    y, x = (side // 2 for side in detail.shape)
+    itself = likeness[y, x]
+    likeness[max(0, y - 12) : y + 13, max(0, x - 12) : x + 13] = 0
+    return bool(likeness.max() > 0.5 * itself)
 
 
 def solve(still: Level, other: Level) -> tuple[np.ndarray, float, float]:

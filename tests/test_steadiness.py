@@ -120,13 +120,12 @@ def test_real_stacks(name, moves, shared):
 
 
 def test_the_benchmark_prints_its_tables(run, monkeypatch, weights, write_moved):
-    monkeypatch.setattr(benchmark, "GROUPS", {"strong_lens": benchmark.GROUPS["strong_lens"],
-                                              "n2": benchmark.GROUPS["n2"]})
+    monkeypatch.setattr(benchmark, "GROUPS", {name: benchmark.GROUPS[name] for name in ("n5", "n2")})
     monkeypatch.setattr(benchmark, "MOVEMENTS", (STILL, Movement("once", 2, True)))
     code, out, lines = run(benchmark.main, "--max_side", "192", "--movements", "none", "once")
     rows = out.splitlines()
     assert code == 0 and not lines and rows[-1].startswith("| all | 0 of ")
-    assert rows[2] == "| the same with 4 pixels, disc PSF, occlusion | 0 of 1 | 0 of 1 |"
+    assert rows[2] == "| Algorithm 1, N = 5 | 0 of 1 | 0 of 1 |" and rows[-2].endswith("| 0 of 1 | - |")
     stack = write_moved(Movement("once", 3, True), 3)[0].parent
     code, out, _ = run(benchmark.main, "--part", "stacks", "--moving", stack, "--model_path", weights)
     assert code == 0 and "| stack (3 frames) | move | 3." in out and "| yes |" in out
