@@ -221,7 +221,8 @@ class EventStackMFF(StackMFFV2):
     def at_full(self, features: Tensor) -> Tensor:
         """Return features (B, 8 + 4 E, H/2, W/2) at full resolution, (B, 8 + E, H, W)."""
         focus, events = self.parts(features)
-        return torch.cat((upsample(focus), F.pixel_shuffle(events, 2)), dim=1)
+        return torch.cat((upsample(focus), F.pixel_shuffle(events, 2)), dim=1) if self.config.event_volume else \
+            upsample(focus)  # of no channels there is no gradient
 
     def window_at_full(self, features: Tensor, rows: range, columns: range,
                        device: torch.device | None = None) -> Tensor:
