@@ -274,7 +274,8 @@ def find_by_phase(fixed: View, moving: View, model: str) -> tuple[np.ndarray, fl
 def overlap(picture: np.ndarray, shift: Sequence[int]) -> np.ndarray:
     """Return the part of a picture (h, w) that another one covers after a shift of whole pixels (x, y)."""
     height, width = picture.shape
-    return picture[max(0, shift[1]) : height + min(0, shift[1]), max(0, shift[0]) : width + min(0, shift[0])]
+    bottom, right = (max(0, side + min(0, step)) for side, step in ((height, shift[1]), (width, shift[0])))
+    return picture[max(0, shift[1]) : bottom, max(0, shift[0]) : right]  # empty where they do not meet
 
 
 FINDERS = {"sift": find_by_sift, "ecc": find_by_ecc, "phase": find_by_phase}

@@ -113,7 +113,7 @@ class Motion(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for the report: pixels, rms over the picture."""
-        longest = max((displacement(step.matrix, self.size) for step in self.steps), default=0.0)
+        longest = max((displacement(step.matrix, self.size) for step in self.steps if step.alike > ALIKE), default=0.0)
         return {"step": round(longest, 3), "way": round(self.way(), 3), "moves": bool(self.moving())}
 
 

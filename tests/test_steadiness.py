@@ -60,8 +60,9 @@ def test_nothing_is_seen_on_a_wall_or_a_pattern_that_repeats(name, growth):
     assert not would_align(frames, see_motion(frames))
 
 
-def test_frames_that_have_nothing_in_common_are_left_alone(write_stack, tmp_path):
-    write_stack(tmp_path, 5, (64, 80))
+@pytest.mark.parametrize("n, shape", [(5, (64, 80)), (20, (300, 400))])
+def test_frames_that_have_nothing_in_common_are_left_alone(n, shape, write_stack, tmp_path):
+    write_stack(tmp_path, n, shape)
     paths = list_images(tmp_path)[0]
     prepared = prepare_stack(paths, flags("--register", "auto"), tmp_path)
     assert prepared.frames == paths and prepared.report["notices"] == []
