@@ -143,7 +143,8 @@ def slopes(detail: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def compare_neighbours(fixed: Sequence[Level], moving: Sequence[Level], size: Sequence[int]) -> Step:
     """Find how a frame lies on its neighbour, both from coarse to fine; frames that went far begin with a shift."""
     step = follow_motion(fixed, moving, np.eye(3), size)
-    if step.alike < ALIKE and not repeats_itself(fixed[min(2, len(fixed) - 1)].detail):
+    detail = fixed[min(2, len(fixed) - 1)].detail
+    if step.alike < ALIKE and min(detail.shape) >= 16 and not repeats_itself(detail):
         step = max(step, follow_motion(fixed, moving, far_shift(fixed, moving), size), key=lambda s: s.alike)
     return step
 
