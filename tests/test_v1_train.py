@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_equals_straight(flags, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return painting_loss(*arguments)
 
-    monkeypatch.setattr(train, "painting_loss", interrupt)
+    monkeypatch.setattr("stackmff_v1.loss.painting_loss", interrupt)
     assert train.main(flags(tmp_path / "resumed", *many, "--save_minutes", 0)) == 130
     monkeypatch.undo()
     assert (last(tmp_path / "resumed", "epoch"), last(tmp_path / "resumed", "step")) == (1, 1)

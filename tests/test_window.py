@@ -54,7 +54,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"speed": "fast"}, {"tile": 64}, {"precision": "reduced"}])
 def test_the_true_frame_is_compared_everywhere_and_the_index_counts_the_whole_sweep(trained, sweep, seen, settings):
     frames, truth = sweep
-    fused, index, _ = fuse_stack(frames, trained, FusionSettings(**settings))
+    fused, index = fuse_stack(frames, trained, FusionSettings(**settings))[:2]
     inside = np.s_[8:-8, [*range(16, 80), *range(112, 176)]]
     assert (np.rint(index) == truth)[inside].mean() > 0.99
     assert np.array_equal(fused, pick_pixels(frames, index))
