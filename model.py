@@ -411,11 +411,15 @@ def network_of(checkpoint: dict) -> str:
     return next((name for name, (_, parameter) in FAMILY.items() if parameter in keys), "none of the family")
 
 
+def stored_config(checkpoint: dict) -> dict:
+    """Return the settings of the network in a checkpoint of ours: lists there are tuples here."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
+
+
 def from_checkpoint(checkpoint: dict) -> StackMFFV2:
     """Return StackMFF-V2 with the weights of a checkpoint, ours or the published one."""
     if "model" in checkpoint:
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
-        model, state = StackMFFV2(ModelConfig(**config)), checkpoint["model"]
+        model, state = StackMFFV2(ModelConfig(**stored_config(checkpoint))), checkpoint["model"]
     else:
         model, state = StackMFFV2(ModelConfig(readout="stretch")), from_published(checkpoint)
     model.load_state_dict(state, strict=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,10 @@ from benchmarks.quality import (
     add_scene_flags,
     check_scene_flags,
     copied,
+    find_rows,
     list_scenes,
     load_scene,
+    make_table,
     missing_methods,
     open_rows,
     scene_settings,
@@ -151,21 +153,6 @@ def score_pair(pair: Watched, fused: np.ndarray, index: np.ndarray) -> dict[str,
     return score(pair.stack, fused, index) | {"far": 100 * float((np.abs(index - pair.stack.index) > 2).mean())}
 
 
-def event_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], methods: dict[str, Column]) -> str:
-    """Return the means as a Markdown table: PSNR, SSIM; error of the index; share off by more than two frames."""
-    lines = [f"| mean of {len(scenes)} | " + " | ".join(m.title for m in methods.values()) + " |",
-             "|---" * (len(methods) + 1) + "|"]
-    for group in groups:
-        cells = []
-        for name, method in methods.items():
-            found = [rows.get((group, scene.name, name, method.made_by)) for scene in scenes]
-            figures = [np.mean([float(row[figure]) for row in found])
-                       for figure in ("psnr", "ssim", "index_mae", "far")] if all(found) else None
-            cells.append("{:.2f} / {:.4f}; {:.3f}, {:.2f} %".format(*figures) if figures else "")
-        lines.append(f"| {GROUPS[group].title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def draw_watched(pair: Watched, methods: dict[str, Column]) -> np.ndarray:
     """Return the middle frame | its events | focus index with events | without | the true one, (H, 5 W, 3) uint8."""
     middle, last = len(pair.frames) // 2, len(pair.frames) - 1
@@ -223,7 +210,9 @@ def main(argv=None) -> int:
         pair = make_event_pair(scene, GROUPS[group], args.max_side, args.seed) if missing else None
         for key, method in missing.items():
             add_row(rows, log, key, score_pair(pair, *method.run(pair)))
-    table = event_table(rows, list(dict.fromkeys(group for group, _ in jobs)), scenes, methods)
+    found = find_rows(rows, {group: GROUPS[group].title for group, _ in jobs}, scenes, methods)
+    table = make_table(found, f"mean of {len(scenes)}", psnr="{:.2f} / ", ssim="{:.4f}; ", index_mae="{:.3f}, ",
+                       far="{:.2f} %")
     write_text(output / "events.md", table)
     for group in dict.fromkeys(group for group, _ in jobs) if args.maps else ():
         pair = make_event_pair(scenes[0], GROUPS[group], args.max_side, args.seed)

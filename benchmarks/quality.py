@@ -308,17 +308,20 @@ def open_rows(path: Path, scenes: Sequence[Scene]) -> tuple[dict[tuple[str, ...]
     return kept, CsvLog(path, append=True)
 
 
-def make_table(rows: dict, groups: Sequence[str], scenes: Sequence[Scene], methods: dict[str, Method]) -> str:
-    """Return the mean PSNR and SSIM as a Markdown table. A cell of which a stack is missing stays empty."""
-    lines = [f"| PSNR / SSIM, mean of {len(scenes)} | " + " | ".join(m.title for m in methods.values()) + " |",
-             "|---" * (len(methods) + 1) + "|"]
-    for group in groups:
-        cells = []
-        for name, method in methods.items():
-            found = [rows.get((group, scene.name, name, method.made_by)) for scene in scenes]
-            cells.append("{:.2f} / {:.4f}".format(*(np.mean([float(row[figure]) for row in found])
-                                                    for figure in ("psnr", "ssim"))) if all(found) else "")
-        lines.append(f"| {GROUPS[group].title} | " + " | ".join(cells) + " |")
+def find_rows(rows: dict, titles: dict[str, str], scenes: Sequence[Scene], methods: dict[str, Method]) -> dict:
+    """Return {title of the group: {title of the method: [row or None of each scene]}}."""
+    return {title: {method.title: [rows.get((group, scene.name, name, method.made_by)) for scene in scenes]
+                    for name, method in methods.items()} for group, title in titles.items()}
+
+
+def make_table(found: dict, corner: str, **figures: str) -> str:
+    """Return means as a Markdown table, each figure in its form. A cell of which a stack is missing stays empty."""
+    titles = next(iter(found.values()))
+    lines = [f"| {corner} | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for group, methods in found.items():
+        cells = ("".join(form.format(np.mean([float(row[figure]) for row in rows])) for figure, form in figures.items())
+                 if all(rows) else "" for rows in methods.values())
+        lines.append(f"| {group} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -434,10 +437,8 @@ def main(argv=None) -> int:
             if psnr:
                 stack = make_stack(min(psnr, key=psnr.get), GROUPS[group], args.max_side, args.seed)
                 write_image(output / "worst" / f"{group}.png", draw_worst(stack, methods["ours"]))
-    table = make_table(rows, groups, scenes, methods)
-    found = {GROUPS[group].title: {method.title: [rows.get((group, scene.name, name, method.made_by))
-                                                  for scene in scenes]
-                                   for name, method in methods.items()} for group in groups}
+    found = find_rows(rows, {group: GROUPS[group].title for group in groups}, scenes, methods)
+    table = make_table(found, f"PSNR / SSIM, mean of {len(scenes)}", psnr="{:.2f} / ", ssim="{:.4f}")
     surfaces = make_surface_table(found, len(scenes))
     write_text(output / "quality.md", table)
     write_text(output / "depth.md", surfaces)

@@ -28,6 +28,7 @@ from model import (
     by_frame,
     initialise,
     pad_to_stride,
+    stored_config,
     unpad,
     upsample,
     upsample_window,
@@ -300,8 +301,7 @@ def begin_from_v2(model: EventStackMFF, v2: StackMFFV2) -> None:
 def from_checkpoint(checkpoint: dict) -> EventStackMFF | PublishedEventStackMFF:
     """Return EventStackMFF with the weights of a checkpoint, ours or the published one (`model.load_model`)."""
     if "model" in checkpoint:
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
-        model, state = build_model(EventConfig(**config)), checkpoint["model"]
+        model, state = build_model(EventConfig(**stored_config(checkpoint))), checkpoint["model"]
     else:
         model, state = PublishedEventStackMFF(), our_names_of(checkpoint)
     model.load_state_dict(state, strict=True)

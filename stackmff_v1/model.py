@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import pad_to_stride, unpad
+from model import pad_to_stride, stored_config, unpad
 
 
 class ResidualBlock(nn.Module):
@@ -183,8 +183,7 @@ def nearest_frames(stack: Tensor, painted: Tensor) -> Tensor:
 def from_checkpoint(checkpoint: dict) -> StackMFFV1:
     """Return StackMFF V1 with the weights of a checkpoint, ours or the published one (`model.load_model`)."""
     if "model" in checkpoint:
-        config = {k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint["config"].items()}
-        model, state = StackMFFV1(V1Config(**config)), checkpoint["model"]
+        model, state = StackMFFV1(V1Config(**stored_config(checkpoint))), checkpoint["model"]
     else:
         model, state = StackMFFV1(V1Config(split="published")), rename_published(checkpoint)
     model.load_state_dict(state, strict=True)
