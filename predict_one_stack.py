@@ -63,7 +63,7 @@ PROGRAM = "predict_one_stack.py"
 # --------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parser_of_one_stack() -> Parser:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
@@ -84,7 +84,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    args = parser_of_one_stack().parse_args(argv)
     args.overview = args.overview or args.overview_crop is not None
     if args.event_dir:  # what happened between two frames is known for their own order and place
         args.register, args.order = (kept if wish == "auto" else wish
