@@ -25,6 +25,7 @@ CSS = """
 .status .track div {height: 8px; border-radius: 4px; background: #ea580c}
 .status ul {margin: 4px 0 0 18px}
 .chart {width: 100%}
+#focus, #depth, #confidence, #clicked {& button, & .image-frame {width: 100%} & img {width: 100%; max-height: 720px}}
 .whole {max-height: 720px; overflow: auto; background: #111}
 .whole div {position: relative; cursor: col-resize}
 .whole img {position: absolute; left: 0; top: 0; max-width: none; pointer-events: none}
@@ -153,6 +154,10 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                     focus = gr.Image(label="which frame: blue the first, red the last", **SHOWN, elem_id="focus")
                 with gr.Tab("Depth"):
                     depth = gr.Image(label="where the surface is: blue near, red far", **SHOWN, elem_id="depth")
+                with gr.Tab("Surface"):
+                    surface = gr.Model3D(label="drag to turn, wheel to come nearer; how deep it is, is not known",
+                                         height=640, camera_position=(90, 80, None), interactive=False,
+                                         elem_id="surface")
                 with gr.Tab("Confidence") as confidence_tab:
                     confidence = gr.Image(label="how likely the focus index is right: black 0, white 1", **SHOWN,
                                           elem_id="confidence")
@@ -161,7 +166,7 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                     with gr.Row():
                         with gr.Column(scale=3, min_width=320):
                             clicked = gr.Image(show_label=False, interactive=False, type="filepath", buttons=[],
-                                               elem_id="clicked")
+                                               format="png", elem_id="clicked")
                         with gr.Column(scale=2, min_width=320):
                             chart = gr.HTML(elem_id="chart")
                     strip = gr.Image(show_label=False, interactive=False, buttons=[], visible=False, format="png",
@@ -171,8 +176,11 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                     each = gr.File(label="files", interactive=False, file_count="multiple", elem_id="each")
 
         def note_uploads(paths: list[str] | None, request: gr.Request) -> str:
+            session = of(request)
+            kept = session.keep_uploads(paths or [])
+            if session.work and session.work.is_working():  # it says how far it is
+                return gr.skip()
             try:
-                kept = of(request).keep_uploads(paths or [])
                 size = sum(path.stat().st_size for path in check_uploads(kept, root, limits.upload))
             except UserError as error:
                 return show_status(str(error), "failed" if paths else "")
@@ -181,12 +189,15 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
         def run(request: gr.Request, paths: list[str] | None, name: str, *values: Any):
             session = of(request)
             named = dict(zip((action.dest for action in actions), values, strict=True))
-            busy = {start: gr.update(interactive=False), stop: gr.update(interactive=True)}
-            yield {tabs: gr.update(visible=False), status: show_status("waiting ..", share=0), **busy}
+            yield {tabs: gr.update(visible=False), stop: gr.update(interactive=True)}
             for line in fuse(session, paths, name, named, root, limits):
                 yield {status: line}
-            idle = {start: gr.update(interactive=True), stop: gr.update(interactive=False)}
-            yield idle if session.view is None else {**show_view(session.view), **idle}
+            shown = {start: gr.update(interactive=True), stop: gr.update(interactive=False)}
+            try:
+                shown |= show_view(session.view) if session.view else {}
+            except (UserError, OSError, MemoryError) as error:
+                shown[status] = show_status(str(error), "failed")
+            yield shown
 
         def show_view(view: StackView) -> dict[gr.components.Component, Any]:
             fused, last = str(view.picture("fused")), len(view.names)
@@ -194,10 +205,14 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
             first = str(view.picture("frame_1"))
             return {tabs: gr.update(visible=True), number: gr.update(value=1, maximum=max(last, 2), visible=last > 1),
                     slider: (first, fused), whole: draw_whole(first, fused, view.index.shape),
-                    focus: str(view.picture("focus_map")), depth: str(view.picture("depth")), confidence: shown,
-                    confidence_tab: gr.update(visible=shown is not None), clicked: fused,
-                    told: CLICK, chart: "", strip: gr.update(value=None, visible=False),
-                    pack: str(view.pack()), each: [str(view.results / name) for name in view.summary["files"]]}
+                    focus: str(view.picture("focus_map")), depth: str(view.picture("depth")),
+                    confidence: shown, confidence_tab: gr.update(visible=shown is not None), clicked: fused,
+                    told: CLICK, chart: "", strip: gr.update(value=None, visible=False), pack: str(view.pack()),
+                    each: [str(view.results / name) for name in view.summary["files"]]}
+
+        def show_surface(request: gr.Request) -> str | None:  # alone: its viewer does not like to get a value twice
+            view = of(request).view
+            return str(view.surface()) if view else None
 
         def show_frame(wanted: int, request: gr.Request):
             view = of(request).view
@@ -221,14 +236,19 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
         def end(request: gr.Request) -> None:
             sessions.end(request.session_hash)
 
-        shown_later = [tabs, number, slider, whole, focus, depth, confidence, confidence_tab, clicked, told, chart, strip,
-                       pack, each]
+        shown_later = [tabs, number, slider, whole, focus, depth, confidence, confidence_tab, clicked, told, chart,
+                       strip, pack, each]
         private(files.upload, lambda paths: sorted(paths, key=natural_key), files, files)
         private(files.change, note_uploads, files, status)
-        private(start.click, run, [files, folder, *fields], [status, start, stop, *shown_later], concurrency_limit=1)
+        asked = private(start.click, lambda: (gr.update(interactive=False), show_status("waiting ..", share=0)), None,
+                        [start, status])
+        done = private(asked.then, run, [files, folder, *fields], [status, start, stop, *shown_later],
+                       concurrency_limit=1)
+        private(done.then, show_surface, None, surface)
         private(stop.click, cancel, concurrency_limit=None)
         private(number.release, show_frame, number, [slider, whole])
-        private(at_100.change, lambda yes: (gr.update(visible=not yes), gr.update(visible=yes)), at_100, [slider, whole])
+        private(at_100.change, lambda yes: (gr.update(visible=not yes), gr.update(visible=yes)), at_100,
+                [slider, whole])
         private(clicked.select, show_pixel, None, [told, chart, strip, clicked])
         page.unload(end)
     return page

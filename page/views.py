@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from outputs import written_whole
+from page.surface import write_surface
 from pictures.listing import Page, list_frames
 from pictures.reading import read_image
 from pictures.values import colorize, luma, white_level
@@ -126,6 +127,13 @@ class StackView:
                      None if self.confidence is None else float(self.confidence[y, x] / 255),
                      sharpness / max(float(sharpness.max()), 1e-6), crops)
 
+    def surface(self) -> Path:
+        """Return the mesh of the surface, a file that the browser turns."""
+        path = self.place / "shown" / "surface.glb"
+        if not path.is_file():
+            write_surface(path, self.depth, self.fused)
+        return path
+
     def pack(self) -> Path:
         """Return a zip file of everything that the program wrote."""
         path = self.place / "fused_stack.zip"
@@ -170,20 +178,20 @@ def sharpness_in_the_middle(crop: np.ndarray) -> float:
 
 def draw_chart(pixel: Pixel, names: Sequence[str]) -> str:
     """Return the sharpness of each frame at a pixel as bars, SVG; the frame that the pixel comes from stands out."""
-    n, width, height, left, base = len(names), 640, 190, 34, 160
+    n, width, height, left, base = len(names), 560, 250, 34, 200
     step = (width - left) / n
     bars = []
     for k, value in enumerate(pixel.sharpness):
-        tall = max(float(value) * (base - 14), 1)
+        tall = max(float(value) * (base - 20), 1)
         kind = "chosen" if k == pixel.frame else "bar"
         bars.append(f'<rect class="{kind}" x="{left + k * step + step * 0.12:.1f}" y="{base - tall:.1f}" '
                     f'width="{step * 0.76:.1f}" height="{tall:.1f}"><title>{html.escape(names[k])}: {value:.2f}'
                     "</title></rect>")
     every = max(1, -(-n // 24))
-    ticks = [f'<text x="{left + (k + 0.5) * step:.1f}" y="{base + 14}">{k}</text>' for k in range(0, n, every)]
+    ticks = [f'<text x="{left + (k + 0.5) * step:.1f}" y="{base + 17}">{k}</text>' for k in range(0, n, every)]
     levels = [f'<line x1="{left}" x2="{width}" y1="{y}" y2="{y}"/><text x="{left - 14}" y="{y + 4}">{text}</text>'
-              for y, text in ((14, "1"), (base - 73, "0.5"), (base, "0"))]
-    axis = f'<text x="{(width + left) / 2}" y="{height - 2}">focus index: number of the frame, from 0</text>'
+              for y, text in ((20, "1"), (20 + (base - 20) // 2, "0.5"), (base, "0"))]
+    axis = f'<text x="{(width + left) / 2}" y="{height - 8}">focus index: number of the frame, from 0</text>'
     return (f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="sharpness of each frame">'
             f'{"".join(levels + bars + ticks)}{axis}</svg>')
 

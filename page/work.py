@@ -86,9 +86,12 @@ class Work:
         error = stacks[0].get("error") or summary.get("error") or (self.lines or ["no word"])[-1]
         return {"error": "stopped" if self.stopped else error.removeprefix("error: ")}
 
+    def is_working(self) -> bool:
+        return self.process.poll() is None
+
     def stop(self) -> None:
         """End the program, if it still works; it removes what it began."""
-        if self.process.poll() is not None:
+        if not self.is_working():
             return
         self.stopped = True
         self.process.terminate()
