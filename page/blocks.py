@@ -25,7 +25,10 @@ CSS = """
 .status .track div {height: 8px; border-radius: 4px; background: #ea580c}
 .status ul {margin: 4px 0 0 18px}
 .chart {width: 100%}
-#focus, #depth, #confidence, #clicked {& button, & .image-frame {width: 100%} & img {width: 100%; max-height: 720px}}
+#focus, #depth, #confidence {
+    & button, & .image-frame {width: 100%}
+    & img {width: 100%; max-height: 720px; object-fit: contain}
+}
 .whole {max-height: 720px; overflow: auto; background: #111}
 .whole div {position: relative; cursor: col-resize}
 .whole img {position: absolute; left: 0; top: 0; max-width: none; pointer-events: none}
