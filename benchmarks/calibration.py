@@ -26,15 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.events import make_event_pair, sweep_of
-from benchmarks.quality import (
-    GROUPS,
-    Stack,
-    add_scene_flags,
-    check_scene_flags,
-    list_scenes,
-    make_stack,
-    scene_settings,
-)
+from benchmarks.stacks import GROUPS, Stack, add_scene_flags, check_scene_flags, list_scenes, make_stack, scene_settings
 from fusion import fuse_stack, open_model, takes_events
 from outputs import CsvLog, check_new, open_output, save_checkpoint, write_text, written_whole
 from records import digest

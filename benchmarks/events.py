@@ -24,22 +24,16 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import (
+from benchmarks.quality import add_row, copied, find_rows, make_table, missing_methods, open_rows, score
+from benchmarks.stacks import (
     Group,
     Scene,
     Stack,
-    add_row,
     add_scene_flags,
     check_scene_flags,
-    copied,
-    find_rows,
     list_scenes,
     load_scene,
-    make_table,
-    missing_methods,
-    open_rows,
     scene_settings,
-    score,
 )
 from fusion import fuse_stack, open_model, takes_events
 from make_datasets.event_camera import EventCamera, synthesize_events
