@@ -34,6 +34,7 @@ from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
 from pictures.video import is_video
+from prediction.heights import add_height_flags, find_units, height_files, height_names
 from prediction.overview import make_overview
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run
 from prediction.stack import (
@@ -82,6 +83,7 @@ def parser_of_one_stack() -> Parser:
                             "reaches; default: whole pictures, made smaller")
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
+    add_height_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
     return parser
@@ -133,7 +135,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         inner = Path(os.path.realpath(args.event_dir))
         stacks = [stack for stack in stacks if not Path(os.path.realpath(stack)).is_relative_to(inner)] or stacks
     places = [output / stack.relative_to(root) if args.recursive else output for stack in stacks]
-    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else [])]
+    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else []), *height_names(args)]
     results = [Results(place, MANIFEST, dict(zip(names, names, strict=True)), PROGRAM) for place in places]
     inside = {os.path.realpath(place) for place in places} & {os.path.realpath(stack) for stack in stacks}
     if inside:
@@ -149,7 +151,8 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= check_stack(stack, model, args) if args.dry_run else fuse_one(stack, result, run, model, args)
+            entry |= (check_stack(stack, given, model, args) if args.dry_run else
+                      fuse_one(stack, result, run, model, args))
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
             continue
@@ -177,6 +180,7 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
     events = open_events(event_place(stack, args), frames) if args.event_dir else []
     made_with = run | {"fused_from": describe_frames_made_from(frames, events, stack if is_video(stack) else None)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
+    units, in_units = find_units(frames, stack, names, args)
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     if kept:
         return {"status": "skipped", "files": names, "notices": notices}
@@ -185,10 +189,12 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
     if args.overview:
         result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                       result.report.get("crop", (0, 0))[:2])
+    measured, told = height_files(result.files, len(frames), units, args)
+    result.files.update(measured)
     results.write({name: result.encode(name) for name in names}, made_with)
     return {"status": "fused", **describe_frames_of(frames, result.files[names[0]]), "files": names,
             "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
-            "notices": notices + result.notices}
+            "units_um": units and units._asdict(), "notices": notices + result.notices + in_units + told}
 
 
 def event_place(stack: Path, args: argparse.Namespace) -> Path:
@@ -201,10 +207,11 @@ def event_place(stack: Path, args: argparse.Namespace) -> Path:
                 place)
 
 
-def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
-    """Read a stack without fusing it. Returns its entry of the summary."""
+def check_stack(stack: Path, names: Sequence[str], model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
+    """Read a stack without fusing it into the files named. Returns its entry of the summary."""
     with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
         check_headers(frames)
+        units, in_units = find_units(frames, stack, names, args)
         one_profile, converted = with_one_profile(frames)
         events = open_events(event_place(stack, args), frames) if args.event_dir else []
         source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
@@ -216,7 +223,9 @@ def check_stack(stack: Path, model: nn.Module, args: argparse.Namespace) -> dict
                   "aligned"] if seen and seen.moving() else []
         return {"status": "planned", **describe_frames_of([frames[k] for k in order], source.first),
                 "order": args.order, "memory_gib": memory, "preparation": {"motion": report.get("motion")},
-                "notices": taken + converted + report["notices"] + moving + describe_duplicates(frames, source)}
+                "units_um": units and units._asdict(),
+                "notices": (taken + in_units + converted + report["notices"] + moving
+                            + describe_duplicates(frames, source))}
 
 
 def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:
