@@ -112,10 +112,14 @@ def fuse(session: Session, files: list[str] | None, name: str, values: dict[str,
 def option_field(action: argparse.Action) -> gr.components.Component:
     """Return the field of an option: its name, choices, default and help are the program's own."""
     about = {"label": action.option_strings[0], "info": (action.help or "").replace("%%", "%")}
+    if action.nargs == "+":
+        return gr.CheckboxGroup(list(action.choices), value=action.default, **about)
     if action.choices:
         return gr.Dropdown(list(action.choices), value=action.default, **about)
     if action.nargs == 0:
         return gr.Checkbox(action.default, **about)
+    if action.default is None:
+        return gr.Textbox("", placeholder=action.metavar, **about)
     return gr.Number(action.default, precision=0, **about)
 
 
@@ -158,7 +162,7 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                 with gr.Tab("Depth"):
                     depth = gr.Image(label="where the surface is: blue near, red far", **SHOWN, elem_id="depth")
                 with gr.Tab("Surface"):
-                    surface = gr.Model3D(label="drag to turn, wheel to come nearer; how deep it is, is not known",
+                    surface = gr.Model3D(label="drag to turn; as deep as it is only with --z_step and --pixel_size",
                                          height=640, camera_position=(90, 80, None), interactive=False,
                                          elem_id="surface")
                 with gr.Tab("Confidence") as confidence_tab:

@@ -14,19 +14,21 @@ import cv2
 import numpy as np
 
 from outputs import written_whole
-from page.surface import write_surface
 from pictures.listing import Page, list_frames
 from pictures.reading import read_image
 from pictures.values import colorize, luma, white_level
 from pictures.video import is_video
 from pictures.writing import write_image
-from preparation.frames import warp
+from preparation.frames import shrink, warp
 from preparation.transforms import load_transforms
 from preparation.video import extract_sweep
+from surfaces.mesh import METRES, encode_glb, make_mesh
 from temporary import reserved_file
 
 TRANSFORMS = "transforms.json"  # in the folder of a run: how its frames were moved
 CROP = 48  # pixels on a side of what is shown of every frame around a pixel
+POINTS, TEXTURE = 320, 2048  # of the surface that is shown: points and pixels on the longer side, at most
+RELIEF = 0.35  # how deep it is where no units are known, in longer sides of the picture
 LOSSLESS = 6_000_000  # pixels above which the browser gets JPEG
 REACH = 2.0  # pixels: the standard deviation of the window in which sharpness is measured
 
@@ -128,10 +130,19 @@ class StackView:
                      sharpness / max(float(sharpness.max()), 1e-6), crops)
 
     def surface(self) -> Path:
-        """Return the mesh of the surface, a file that the browser turns."""
+        """Return the surface as a mesh that the browser turns, its longer side a metre: viewers like that size."""
         path = self.place / "shown" / "surface.glb"
         if not path.is_file():
-            write_surface(path, self.depth, self.fused)
+            small, _ = shrink(self.depth, POINTS)
+            side = max(self.index.shape)
+            deep, units = RELIEF, self.summary.get("units_um")
+            if units and units["x"]:  # in proportion
+                deep = units["z"] * (len(self.names) - 1) / (units["x"] * side)
+            across, down = (1 / max(pixels, 1) for pixels in small.shape[::-1])
+            size = (self.index.shape[1] / side * across / METRES, self.index.shape[0] / side * down / METRES)
+            mesh = make_mesh((1 - small) * deep / METRES, size, 2 * POINTS**2)
+            with written_whole(path) as part:
+                part.write_bytes(encode_glb(mesh, shrink(self.fused, TEXTURE)[0]))
         return path
 
     def pack(self) -> Path:

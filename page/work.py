@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from predict_one_stack import PROGRAM, parser_of_one_stack
 
 ROOT = Path(__file__).resolve().parents[1]
+# options of the program that the page offers; none of them names a file
 OFFERED = ("register", "order", "reverse", "sampling", "speed", "smooth", "match_exposure", "raw_depth", "max_frames",
-           "output_format")  # options of the program that the page offers; none of them names a file
+           "output_format", "z_step", "pixel_size", "surface")
 PATIENCE = 10  # seconds that a program gets to clear up after it was asked to stop
 BAR = re.compile(r"([a-z][\w ]*):\s+\d+%\|[^|]*\|\s*(\d+)/(\d+)")  # of tqdm
 
@@ -43,7 +44,10 @@ def as_flags(values: Mapping[str, Any]) -> list[str]:
         value = values.get(action.dest, action.default)
         if action.nargs == 0:
             flags += [action.option_strings[0]] if value else []
-        elif value != action.default:
+        elif action.nargs == "+":
+            chosen = [part for part in action.choices if part in (value or ())]
+            flags += [action.option_strings[0], *chosen] if chosen else []
+        elif value not in (action.default, None, ""):
             flags.append(f"{action.option_strings[0]}={value}")
     return flags
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,8 +21,7 @@ from conftest import ROOT
 import app
 import predict_one_stack
 from page.sessions import Session, Sessions, UploadLimit, check_uploads, find_named, lay_out
-from page.surface import write_surface
-from page.views import CROP, StackView, crop_around, draw_chart, draw_strip, sharpness_in_the_middle
+from page.views import CROP, RELIEF, StackView, crop_around, draw_chart, draw_strip, sharpness_in_the_middle
 from page.work import OFFERED, Work, as_flags, offered_options
 from pictures.reading import read_image
 from pictures.writing import write_image
@@ -159,8 +157,9 @@ def test_the_options_are_the_programs_own():
 def test_only_what_differs_from_the_defaults_is_said():
     values = {action.dest: action.default for action in offered_options()}
     assert as_flags(values) == []
-    flags = as_flags(values | {"reverse": True, "smooth": 3, "register": "none --json"})
-    assert set(flags) == {"--reverse", "--smooth=3", "--register=none --json"}
+    assert set(as_flags(values | {"reverse": True, "smooth": 3, "register": "none --json", "z_step": ""})) == {
+        "--reverse", "--smooth=3", "--register=none --json"}
+    assert as_flags(values | {"surface": ["ply", "--input_dir=/etc", "glb"]}) == ["--surface", "glb", "ply"]
 
 
 @pytest.fixture
@@ -239,25 +238,17 @@ def test_names_of_files_are_text_on_the_page(fused, tmp_path):
     assert draw_strip(pixel).shape == (2 * CROP + 8, 3 * (2 * CROP + 8), 3)
 
 
-def test_the_surface_is_a_mesh_with_the_picture_on_it(tmp_path):
-    depth = np.linspace(0, 1, 50, dtype=np.float32)[None].repeat(30, 0)
-    write_surface(tmp_path / "a.glb", depth, np.full((30, 50, 3), 200, np.uint8))
-    data = (tmp_path / "a.glb").read_bytes()
-    assert struct.unpack("<4sII", data[:12]) == (b"glTF", 2, len(data))
-    size = struct.unpack("<I", data[12:16])[0]
-    scene = json.loads(data[20 : 20 + size])
-    body = data[28 + size :]
-    points, places, triangles = scene["accessors"]
-    assert points["count"] == places["count"] == 50 * 30 and triangles["count"] == 49 * 29 * 6
-    views = scene["bufferViews"]
-    corners = np.frombuffer(body, "<u4", triangles["count"], views[2]["byteOffset"])
-    assert corners.max() == 50 * 30 - 1
-    xyz = np.frombuffer(body, "<f4", 3 * points["count"], views[0]["byteOffset"]).reshape(30, 50, 3)
-    assert (np.diff(xyz[..., 2], axis=1) < 0).all() and (np.diff(xyz[..., 1], axis=0) < 0).all()  # far is behind
-    first = xyz.reshape(-1, 3)[corners[:3]]
-    assert np.cross(first[1] - first[0], first[2] - first[0])[2] > 0  # it faces who looks at it
-    texture = body[views[3]["byteOffset"] :][: views[3]["byteLength"]]
-    assert cv2.imdecode(np.frombuffer(texture, np.uint8), cv2.IMREAD_COLOR).shape == (30, 50, 3)
+def test_the_surface_has_the_proportions_that_are_known(fused, tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    place, work, _, _ = fused
+    summary = work.summary()
+    for units in (None, {"x": 2.0, "y": 2.0, "z": 30.0}):
+        view = StackView(place, tmp_path / "stack", summary | {"units_um": units}, 40)
+        height, width = view.depth.shape
+        deep = 2 * 30 / (2 * width) if units else RELIEF
+        view.depth = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, 0)
+        (place / "shown" / "surface.glb").unlink(missing_ok=True)
+        assert trimesh.load(view.surface()).extents == pytest.approx([1, height / width, deep], rel=0.05)
 
 
 # --------------------------------------------------------------------------- app.py
