@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import html
+import itertools
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,11 @@ CSS = """
 """
 
 
+# Gradio's viewer stays empty if its value is touched while its program is still being loaded
+IS_SURFACE_MISSING = """async () => {
+    await new Promise(later => setTimeout(later, 3000));
+    return [!document.querySelector('#surface canvas')];
+}"""
 CLICK = "Click on the picture: from which frame does that pixel come, and how sharp is each frame there?"
 SHOWN = {"interactive": False, "buttons": ["download", "fullscreen"]}
 
@@ -69,12 +76,12 @@ def describe_summary(summary: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------- the work
 
 
-def fuse(session: Session, files: list[str] | None, name: str, values: dict[str, Any], root: Path,
+def fuse_for(session: Session, files: list[str], name: str, values: dict[str, Any], root: Path,
          limits: Limits) -> Iterator[str]:
     """Fuse what was uploaded or named, by the program. Yields the status line; session.view is there at the end."""
     try:
-        uploads = [] if name.strip() else check_uploads([Path(file) for file in files or ()], root, limits.upload)
-        named = find_named(name, limits.folders) if name.strip() else None
+        uploads = [] if name else check_uploads([Path(file) for file in files], root, limits.upload)
+        named = find_named(name, limits.folders) if name else None
     except UserError as error:
         yield show_status(str(error), "failed")
         return
@@ -96,12 +103,7 @@ def fuse(session: Session, files: list[str] | None, name: str, values: dict[str,
         session.end_run()
         yield show_status(shown(summary["error"]), "" if work.stopped else "failed")
         return
-    try:
-        session.view = StackView(place, stack, summary, int(values["max_frames"]))
-    except (UserError, OSError, MemoryError) as error:
-        session.end_run()
-        yield show_status(str(error), "failed")
-        return
+    session.view = StackView(place, stack, summary, int(values["max_frames"]))
     notices = tuple(shown(line) for line in summary["notices"])
     yield show_status(describe_summary(summary), lines=notices)
 
@@ -125,7 +127,7 @@ def option_field(action: argparse.Action) -> gr.components.Component:
 
 def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
     """Return the page. root: the folder in which Gradio keeps what is uploaded, and the sessions theirs."""
-    actions = offered_options()
+    actions, copies = offered_options(), itertools.count(1)
 
     def of(request: gr.Request) -> Session:
         return sessions.of(request.session_hash)
@@ -161,10 +163,11 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                     focus = gr.Image(label="which frame: blue the first, red the last", **SHOWN, elem_id="focus")
                 with gr.Tab("Depth"):
                     depth = gr.Image(label="where the surface is: blue near, red far", **SHOWN, elem_id="depth")
-                with gr.Tab("Surface"):
+                with gr.Tab("Surface") as surface_tab:
                     surface = gr.Model3D(label="drag to turn; as deep as it is only with --z_step and --pixel_size",
                                          height=640, camera_position=(90, 80, None), interactive=False,
                                          elem_id="surface")
+                    missing = gr.Checkbox(visible=False)
                 with gr.Tab("Confidence") as confidence_tab:
                     confidence = gr.Image(label="how likely the focus index is right: black 0, white 1", **SHOWN,
                                           elem_id="confidence")
@@ -193,17 +196,20 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                 return show_status(str(error), "failed" if paths else "")
             return show_status(f"{len(kept)} file{'s' if kept[1:] else ''}, {describe_bytes(size)}.")
 
-        def run(request: gr.Request, paths: list[str] | None, name: str, *values: Any):
+        def run(request: gr.Request, paths: list[str] | None, name: str | None, *values: Any):
             session = of(request)
-            named = dict(zip((action.dest for action in actions), values, strict=True))
-            yield {tabs: gr.update(visible=False), stop: gr.update(interactive=True)}
-            for line in fuse(session, paths, name, named, root, limits):
-                yield {status: line}
+            named = {action.dest: action.default if value is None else value
+                     for action, value in zip(actions, values, strict=True)}  # None: a field that was cleared
             shown = {start: gr.update(interactive=True), stop: gr.update(interactive=False)}
+            yield {tabs: gr.update(visible=False), stop: gr.update(interactive=True)}
             try:
+                for line in fuse_for(session, paths or [], (name or "").strip(), named, root, limits):
+                    yield {status: line}
                 shown |= show_view(session.view) if session.view else {}
-            except (UserError, OSError, MemoryError) as error:
-                shown[status] = show_status(str(error), "failed")
+            except Exception as error:  # the page is to be used again, whatever it was
+                if not isinstance(error, (UserError, OSError, MemoryError)):
+                    traceback.print_exc()
+                shown[status] = show_status(f"{type(error).__name__}: {error}", "failed")
             yield shown
 
         def show_view(view: StackView) -> dict[gr.components.Component, Any]:
@@ -220,6 +226,10 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
         def show_surface(request: gr.Request) -> str | None:  # alone: its viewer does not like to get a value twice
             view = of(request).view
             return str(view.surface()) if view else None
+
+        def show_surface_again(is_missing: bool, request: gr.Request) -> str | None:
+            view = of(request).view
+            return str(view.surface(next(copies))) if view and is_missing else gr.skip()
 
         def show_frame(wanted: int, request: gr.Request):
             view = of(request).view
@@ -252,6 +262,7 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
         done = private(asked.then, run, [files, folder, *fields], [status, start, stop, *shown_later],
                        concurrency_limit=1)
         private(done.then, show_surface, None, surface)
+        private(surface_tab.select, show_surface_again, missing, surface, js=IS_SURFACE_MISSING)
         private(stop.click, cancel, concurrency_limit=None)
         private(number.release, show_frame, number, [slider, whole])
         private(at_100.change, lambda yes: (gr.update(visible=not yes), gr.update(visible=yes)), at_100,

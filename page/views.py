@@ -129,9 +129,12 @@ class StackView:
                      None if self.confidence is None else float(self.confidence[y, x] / 255),
                      sharpness / max(float(sharpness.max()), 1e-6), crops)
 
-    def surface(self) -> Path:
-        """Return the surface as a mesh that the browser turns, its longer side a metre: viewers like that size."""
-        path = self.place / "shown" / "surface.glb"
+    def surface(self, copy: int = 0) -> Path:
+        """Return the surface as a mesh that the browser turns, its longer side a metre: viewers like that size.
+
+        copy: the same under another name, for a browser that failed to load it.
+        """
+        path = self.place / "shown" / f"surface{copy or ''}.glb"
         if not path.is_file():
             small, _ = shrink(self.depth, POINTS)
             side = max(self.index.shape)
