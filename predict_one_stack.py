@@ -33,7 +33,7 @@ from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
 from pictures.video import is_video
 from prediction.alike import (
-    Sweep,
+    Guide,
     add_alike_flags,
     check_alike_flags,
     describe_placing,
@@ -222,7 +222,7 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
                  "files": names, "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
                  "notices": notices + result.notices}
         maps = {name: data for name, data in content.items() if name in MAPS}
-        return entry | {"others": fuse_others(jobs, Sweep(focus, result.files, maps, run), args)}
+        return entry | {"others": fuse_others(jobs, Guide(focus, result.files, maps, run), args)}
 
 
 def event_place(stack: Path, args: argparse.Namespace) -> Path:

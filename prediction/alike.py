@@ -48,7 +48,7 @@ BESIDE = ("input_dir", "output_dir", "apply_to", "channel", "load_result", "outp
 OUTPUT = ("output_format", "quality", "overview_crop")  # settings that are not the loaded result's
 
 
-class Sweep(NamedTuple):
+class Guide(NamedTuple):
     """What the other stacks of a sweep share with the one that was scored."""
 
     focus: Focus
@@ -173,46 +173,46 @@ def check_other(source: Path, frames: Sequence[Path | Page], names: Sequence[str
 # --------------------------------------------------------------------------- fusing them
 
 
-def fuse_others(jobs: Sequence[Job], sweep: Sweep, args: argparse.Namespace) -> list[dict[str, Any]]:
+def fuse_others(jobs: Sequence[Job], guide: Guide, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Fuse other stacks into their files. Returns their entries of the summary; one that fails stops no other."""
     entries = []
     for job in jobs:
         entry: dict[str, Any] = {"input": str(job.source), "output": str(job.results.folder), "notices": job.notices}
         try:
             entries.append(entry | ({"status": "skipped", "files": list(job.results.files)} if job.kept else
-                                    fuse_other(job, sweep, args)))
+                                    fuse_other(job, guide, args)))
         except STACK_ERRORS as error:
             named = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
             entries.append(entry | {"status": "failed", "error": named})
     return entries
 
 
-def fuse_other(job: Job, sweep: Sweep, args: argparse.Namespace) -> dict[str, Any]:
+def fuse_other(job: Job, guide: Guide, args: argparse.Namespace) -> dict[str, Any]:
     """Fuse a stack as another one was, into its files. Returns its entry of the summary."""
     begin = time.perf_counter()
     names = list(job.results.files)
-    result = fuse_alike(job.frames, sweep, args)
+    result = fuse_alike(job.frames, guide, args)
     if args.overview:
         result.files["overview.png"] = make_overview(job.frames, result.files, args.overview_crop,
-                                                     sweep.focus.placing.crop[:2])
-    content = {name: sweep.content[name] if name in sweep.content else result.encode(name) for name in names}
-    job.results.write(content, job.made_with | {"prepared": describe_placing(job.frames, sweep.focus.placing)})
+                                                     guide.focus.placing.crop[:2])
+    content = {name: guide.content[name] if name in guide.content else result.encode(name) for name in names}
+    job.results.write(content, job.made_with | {"prepared": describe_placing(job.frames, guide.focus.placing)})
     return {"status": "fused", **describe_frames_of(job.frames, result.files[names[0]]), "files": names,
             "seconds": round(time.perf_counter() - begin, 3), "notices": job.notices + result.notices}
 
 
-def fuse_alike(frames: Sequence[Path | Page], sweep: Sweep, args: argparse.Namespace) -> StackResult:
+def fuse_alike(frames: Sequence[Path | Page], guide: Guide, args: argparse.Namespace) -> StackResult:
     """Fuse frames, given in the order of their names, by the alignment, order and focus of the stack that was scored.
 
     The maps are that stack's. Raises UserError if a frame cannot be read.
     """
-    placing, maps = sweep.focus
+    placing, maps = guide.focus
     with temporary_folder() as folder:
-        placed, notices = prepare_alike(frames, placing, sweep.record["settings"]["match_exposure"], folder, True)
+        placed, notices = prepare_alike(frames, placing, guide.record["settings"]["match_exposure"], folder, True)
         source = FrameSource(placed, progress=True)
         fused = sample_frames(source, maps)
     notices += describe_duplicates([frames[k] for k in placing.order], source)
-    files = {**sweep.pictures, f"fused.{args.output_format}": fused}
+    files = {**guide.pictures, f"fused.{args.output_format}": fused}
     return StackResult(files, read_metadata(frames[len(frames) // 2]), args.quality, {}, notices)
 
 
@@ -225,7 +225,7 @@ def describe_placing(frames: Sequence[Path | Page], placing: Placing) -> dict[st
     return {"order": list(map(int, order)), **describe_transforms(frames, order, transforms, size, crop)}
 
 
-def load_result(folder: Path, program: str) -> tuple[Sweep, list[str], list[Sequence]]:
+def load_result(folder: Path, program: str) -> tuple[Guide, list[str], list[Sequence]]:
     """Return what a result folder keeps of a sweep: as it was fused, the frames' names, and what was scored.
 
     Exact: each pixel's frame is in focus_index.png. Raises UserError if the folder holds no result, not all of it, or
@@ -260,7 +260,7 @@ def load_result(folder: Path, program: str) -> tuple[Sweep, list[str], list[Sequ
         raise UserError(f"{folder / MANIFEST}: damaged ({error}); fuse that stack again") from None
     index = np.argsort(order)[by_name].astype(np.float32)  # in focal order
     focus = Focus(Placing(order, matrices[order], crop, size), FocusMaps(index, None, None))
-    return Sweep(focus, pictures, content, record), names, scored
+    return Guide(focus, pictures, content, record), names, scored
 
 
 def fuse_by_result(stack: Path, results: Results, settings: Mapping[str, Any],
@@ -269,16 +269,16 @@ def fuse_by_result(stack: Path, results: Results, settings: Mapping[str, Any],
 
     settings: of this run, that count. With --dry_run nothing is fused.
     """
-    sweep, names, scored = load_result(Path(args.load_result), results.program)
-    kept = {name: value for name, value in sweep.record["settings"].items() if name not in OUTPUT or name in settings}
-    run = {**sweep.record, "settings": kept | {name: settings[name] for name in OUTPUT if name in settings}}
-    maps = [name for name in results.files if name not in MAPS or name in sweep.content]
+    guide, names, scored = load_result(Path(args.load_result), results.program)
+    kept = {name: value for name, value in guide.record["settings"].items() if name not in OUTPUT or name in settings}
+    run = {**guide.record, "settings": kept | {name: settings[name] for name in OUTPUT if name in settings}}
+    maps = [name for name in results.files if name not in MAPS or name in guide.content]
     others = [(source, channel, Results(each.folder, MANIFEST, {name: name for name in maps}, each.program))
               for source, channel, each in [(stack, args.channel, results), *find_others(stack, results, args)]]
-    jobs = plan_others(others, names, sweep.focus.placing.size, scored, run, args)
+    jobs = plan_others(others, names, guide.focus.placing.size, scored, run, args)
     if args.dry_run:
-        return list_jobs(jobs, sweep.focus.placing.order, args.load_result)
-    return fuse_others(jobs, sweep, args)
+        return list_jobs(jobs, guide.focus.placing.order, args.load_result)
+    return fuse_others(jobs, guide, args)
 
 
 def list_jobs(jobs: Sequence[Job], order: Sequence[int], like: str | Path) -> list[dict[str, Any]]:
