@@ -113,7 +113,8 @@ def find_others(stack: Path, results: Results, args: argparse.Namespace) -> list
                             "frame")
     names = [name for *_, name in found]
     for place, _, name in found:
-        if names.count(name) > 1 or name in results.files.values():
+        taken = names.count(name) > 1 or name in ("", *results.files.values())
+        if taken or (args.recursive and (stack / name).exists()):  # then the place of another stack's results
             raise UserError(f"--apply_to {place}: its results would go to {results.folder / name}, as others do; "
                             "rename that folder")
         if os.path.realpath(results.folder / name) in {os.path.realpath(path) for path in (stack, place)}:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT  # noqa: F401  (puts the repository on the path)
+from conftest import ROOT
 from test_predict import FILES, RECORD, sharp_weights  # noqa: F401
 
 import predict_one_stack
@@ -215,6 +217,11 @@ def test_places_that_two_stacks_would_share_are_refused(fuse, stacks, tmp_path):
     shutil.copytree(tmp_path / "gfp", tmp_path / "day2" / "gfp")
     code, _, errors = fuse(tmp_path / "light", "--apply_to", tmp_path / "gfp", tmp_path / "day2" / "gfp")
     assert code == 1 and "as others do; rename that folder" in errors[0]
+    shutil.copytree(tmp_path / "light", tmp_path / "in" / "a")
+    shutil.copytree(tmp_path / "light", tmp_path / "in" / "a" / "day2")
+    shutil.copytree(tmp_path / "gfp", tmp_path / "day2" / "a")
+    code, _, errors = fuse(tmp_path / "in", "--recursive", "--apply_to", tmp_path / "day2", out=tmp_path / "tree")
+    assert code == 1 and f"its results would go to {tmp_path}/tree/a/day2, as others do" in errors[0]
     before = results(tmp_path / "gfp")
     for out in (tmp_path, tmp_path / "gfp"):  # the results of gfp would be among its frames
         code, _, errors = fuse(tmp_path / "light", "--apply_to", tmp_path / "gfp", out=out)
@@ -302,6 +309,15 @@ def test_a_result_applied_later_is_that_applied_at_once(fuse, stacks, tmp_path, 
     assert again[1:] == (f"{tmp_path}/out/gfp: already there\n", [])
     fuse(tmp_path / "gfp", "--load_result", tmp_path / "out" / "gfp", out=tmp_path / "of_another")
     assert results(tmp_path / "of_another") == results(tmp_path / "later")
+
+
+def test_a_result_is_applied_without_pytorch(fuse, stacks, tmp_path):
+    fuse(tmp_path / "light", "--apply_to", tmp_path / "gfp")
+    code = "import sys; sys.modules['torch'] = None; import predict_one_stack; sys.exit(predict_one_stack.main())"
+    done = subprocess.run([sys.executable, "-c", code, "--input_dir", tmp_path / "gfp", "--load_result",
+                           tmp_path / "out", "--output_dir", tmp_path / "later"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "later") == results(tmp_path / "out" / "gfp")
 
 
 def test_one_result_is_applied_to_several_stacks(fuse, stacks, write_stack, tmp_path):
