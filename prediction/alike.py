@@ -119,7 +119,8 @@ def find_others(stack: Path, results: Results, args: argparse.Namespace) -> list
                             "rename that folder")
         if os.path.realpath(results.folder / name) in {os.path.realpath(path) for path in (stack, place)}:
             raise UserError(f"{results.folder / name}: is the input; give an --output_dir apart from it")
-    return [(place, channel, Results(results.folder / name, MANIFEST, results.files, results.program))
+    files = {name: name for name in results.files if name.startswith("fused.") or name in (*MAPS, "overview.png")}
+    return [(place, channel, Results(results.folder / name, MANIFEST, files, results.program))
             for place, channel, name in found]
 
 
