@@ -128,8 +128,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
                         default=[name for name in GROUPS if name not in ("reversed", "n100", "layers")],
-                        help="of benchmarks/quality.py; default: all but reversed, n100 and layers, whose plain grounds "
-                             "have a depth that nobody can see")
+                        help="of benchmarks/quality.py; default: all but reversed, n100 and layers, whose plain "
+                             "grounds have a depth that nobody can see")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)
