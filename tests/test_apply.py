@@ -309,6 +309,7 @@ def test_a_result_applied_later_is_that_applied_at_once(fuse, stacks, tmp_path, 
     assert again[1:] == (f"{tmp_path}/out/gfp: already there\n", [])
     fuse(tmp_path / "gfp", "--load_result", tmp_path / "out" / "gfp", out=tmp_path / "of_another")
     assert results(tmp_path / "of_another") == results(tmp_path / "later")
+    assert json.loads((tmp_path / "of_another" / RECORD).read_text()) == records[0]
 
 
 def test_a_result_is_applied_without_pytorch(fuse, stacks, tmp_path):
