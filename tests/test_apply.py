@@ -18,6 +18,7 @@ from pictures.listing import count_channels, list_frames
 from pictures.reading import read_image
 from pictures.values import pick_pixels
 from pictures.writing import write_image
+from prediction.overview import make_overview
 from preparation.stack import write_aligned
 from preparation.transforms import load_transforms
 from utils import UserError
@@ -142,8 +143,10 @@ def test_an_overview_and_a_format_are_for_all(fuse, stacks, tmp_path):
     code, _, _ = fuse(tmp_path / "light", "--apply_to", tmp_path / "gfp", "--overview", "--output_format", "tiff")
     assert code == 0
     assert sorted(results(tmp_path / "out" / "gfp")) == sorted({*FILES, "overview.png", "fused.tiff"} - {"fused.png"})
-    upper = read_image(tmp_path / "out" / "gfp" / "overview.png")[:20]
-    assert not np.array_equal(upper, read_image(tmp_path / "out" / "overview.png")[:20])
+    pictures = {name: read_image(tmp_path / "out" / "gfp" / name) for name in ("fused.tiff", "depth_color.png",
+                                                                              "confidence.png")}
+    expected = make_overview(list_frames(tmp_path / "gfp")[0], pictures)
+    assert np.array_equal(read_image(tmp_path / "out" / "gfp" / "overview.png"), expected)
 
 
 def test_many_sweeps_have_their_others_in_a_tree_alike(fuse, write_stack, tmp_path):
