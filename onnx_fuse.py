@@ -16,7 +16,6 @@ import argparse
 import io
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 
