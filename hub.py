@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outputs import check_new, written_whole
-from utils import OnUse, Parser, UserError, command
+from utils import OnUse, Parser, UserError, check_file, command
 
 if TYPE_CHECKING:
     from model import StackMFFV2
@@ -50,19 +50,15 @@ result = fuse_stack(paths, from_pretrained("THIS_FOLDER_OR_ITS_NAME_ON_THE_HUB")
 ```
 
 """
-OURS = """## Data
+OURS = """## Data and licence
 
-Trained from scratch on focal stacks that were calculated from photos of BSDS500 (Arbelaez et al., PAMI 2011).
-
-## Licence
-
-The program is under the MIT licence. The photos are for non-commercial research; take these weights as that, too.
+{licence}
 
 ## Figures
 
 PSNR in dB, the mean over scenes whose truth is known and that the network was not trained on. *Copied*: every pixel is
-taken from one frame; *mixed*: `--sampling blend`; the *authors' weights* are the published ones; the *sharpness measure*
-takes the locally sharpest frame.
+taken from one frame; *mixed*: `--sampling blend`; the *authors' weights* are the published ones; the *sharpness
+measure* takes the locally sharpest frame.
 
 {figures}
 
@@ -87,21 +83,21 @@ def save_pretrained(model: StackMFFV2, folder: str | Path) -> Path:
     are missing. Raises UserError for other networks, and if something of that name is there.
     """
     data_of_card = needed("huggingface_hub").ModelCardData
-    save_file = needed("safetensors.torch").save_file
+    encode = needed("safetensors.torch").save
     if model.network != "stackmff_v2":
         raise UserError(f"{folder}: only StackMFF-V2 is written in this form, not {model.network}")
     folder = check_new(folder)
     state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
     with written_whole(folder) as part:
         part.mkdir()
-        save_file(state, part / WEIGHTS, metadata={"format": "pt"})
+        (part / WEIGHTS).write_bytes(encode(state, {"format": "pt"}))
         config = {"network": model.network, **asdict(model.config)}
         (part / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         ours = is_shipped(state)
         about = data_of_card(library_name="pytorch", pipeline_tag="image-to-image", license="other",
                              license_name="for-non-commercial-research" if ours else "unknown", license_link=CARD,
                              tags=["focus-stacking", "multi-focus-image-fusion", "depth-from-focus"])
-        text = ABOUT + (OURS.format(figures=read_figures()) if ours else OTHERS) + LIMITS
+        text = ABOUT + (OURS.format(**read_readme()) if ours else OTHERS) + LIMITS
         (part / CARD).write_text(f"---\n{about.to_yaml()}\n---\n\n{text}", encoding="utf-8")
     return folder
 
@@ -124,13 +120,13 @@ def from_pretrained(source: str | Path, revision: str | None = None,
             raise UserError(f"{source}: no such folder, and not to be had from the hub "
                             f"({str(error).strip().splitlines()[0][:80]})") from None
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(check_file(folder / CONFIG).read_text(encoding="utf-8"))
         if config.pop("network") != "stackmff_v2":
             raise UserError(f"{folder / CONFIG}: holds another network; give StackMFF-V2")
-        model = from_checkpoint({"config": config, "model": load_file(folder / WEIGHTS)})
+        model = from_checkpoint({"config": config, "model": load_file(check_file(folder / WEIGHTS))})
     except UserError:
         raise
-    except Exception as error:  # of many kinds: no file, no JSON, other settings, other parameters
+    except Exception as error:  # of many kinds: no JSON, other settings, other parameters
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise UserError(f"{folder}: not a StackMFF-V2 that save_pretrained wrote ({reason})") from None
     return model.to(device).eval()
@@ -151,10 +147,12 @@ def is_shipped(state: dict[str, torch.Tensor]) -> bool:
     return ours.keys() == state.keys() and all(torch.equal(values, ours[name]) for name, values in state.items())
 
 
-def read_figures() -> str:
-    """Return the table of quality of the program's README: figures are kept in one place."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## How good it is")[1].split("\n## ")[0]
-    return "\n".join(line for line in section.splitlines() if line.startswith("|"))
+def read_readme() -> dict[str, str]:
+    """Return the table of quality and the words on data and licence of the program's README, where they are kept."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## How good it is")[1].split("\n## ")[0]
+    return {"figures": "\n".join(line for line in section.splitlines() if line.startswith("|")),
+            "licence": text[text.index("Licence: "):].split("\n\n")[0].strip()}
 
 
 def parse_args(argv=None) -> argparse.Namespace:

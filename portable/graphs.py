@@ -32,15 +32,15 @@ class SteadyNorm(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
-        self.norm = norm
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.register_buffer("weight", norm.weight.detach().reshape(1, norm.num_groups, -1, 1))
+        self.register_buffer("bias", norm.bias.detach().reshape(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (values.reshape(1, -1, 1, 1) for values in (self.norm.weight, self.norm.bias))
-        rows = x.reshape(1, self.norm.num_groups, -1, x.shape[-1])  # (1, groups, C / groups * H, W)
+        rows = x.reshape(1, self.groups, -1, x.shape[-1])  # (1, groups, C / groups * H, W)
         rows = rows - steady_mean(rows)
-        scale = torch.rsqrt(steady_mean(rows * rows) + self.norm.eps)  # (1, groups, 1, 1)
-        scale = (scale * weight.reshape(1, self.norm.num_groups, -1, 1)).reshape(1, -1, 1, 1)
-        return rows.reshape(x.shape) * scale + bias
+        scale = torch.rsqrt(steady_mean(rows * rows) + self.eps) * self.weight  # (1, groups, C / groups, 1)
+        return rows.reshape(x.shape) * scale.reshape(1, -1, 1, 1) + self.bias
 
 
 class SteadyPool(nn.Module):
@@ -138,9 +138,25 @@ def write_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], output
         torch.onnx.export(module.eval(), tuple(inputs.values()), file, opset_version=OPSET, dynamo=False,
                           input_names=list(inputs), output_names=outputs, dynamic_axes=axes)
     graph = onnx.load_from_string(file.getvalue())
+    share_equal_weights(graph.graph)
     graph.metadata_props.add(key=ABOUT, value=about)
     onnx.checker.check_model(graph, full_check=True)
     path.write_bytes(graph.SerializeToString())
+
+
+def share_equal_weights(graph) -> None:
+    """Let all nodes read a weight itself, not an Identity of it.
+
+    The exporter writes those for equal weights, as of an untrained network, and onnxruntime 1.32 stumbles over them.
+    """
+    weights = {weight.name for weight in graph.initializer}
+    names = {node.output[0]: node.input[0] for node in graph.node
+             if node.op_type == "Identity" and node.input[0] in weights}
+    for node in [node for node in graph.node if node.output[0] in names]:
+        graph.node.remove(node)
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            node.input[k] = names.get(name, name)
 
 
 def largest_difference(model: StackMFFV2, folder: Path, size: tuple[int, int], num_frames: int = 3) -> float:
