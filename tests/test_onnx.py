@@ -234,3 +234,12 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
                          ("empty.png", "decoded"), ("pages.tif", "several pages"), ("raw.cr2", "convert")):
         with pytest.raises(UserError, match=reason):
             decode_frame(tmp_path / name)
+
+
+def test_the_page_names_every_input_and_output(exported):
+    page = (ROOT / "docs" / "onnx.md").read_text()
+    program = page.split("```cpp\n")[1].split("```")[0]
+    for session in Networks(exported).sessions.values():
+        for tensor in (*session.get_inputs(), *session.get_outputs()):
+            assert f"`{tensor.name}`" in page and f'"{tensor.name}"' in program, tensor.name
+    assert all(f"`{name}`" in page for name in ("temperature", "calibration", "readout", "surface_temperature", "halo"))
