@@ -23,7 +23,7 @@ from outputs import open_output, write_together
 from pictures.listing import list_images
 from pictures.opencv import encode_png
 from pictures.values import colorize, quantize, to_uint8
-from portable.fusing import Fused, Networks, fuse_frames
+from portable.fusing import Fused, Networks, fuse_with_onnx
 from processors import usable_processors
 from streaming.settings import FusionSettings
 from utils import MEMORY, Parser, command, keep_freed_memory, number
@@ -72,7 +72,7 @@ def main(argv=None) -> int:
     output = open_output(args.output_dir, PROGRAM, made_with, [args.input_dir, args.model_dir], args.overwrite)
     settings = FusionSettings(speed=args.speed, max_memory=args.max_memory, tile=args.tile, raw_depth=args.raw_depth,
                               progress=True)
-    files = as_files(fuse_frames(frames, networks, settings), len(frames), args.reverse)
+    files = as_files(fuse_with_onnx(frames, networks, settings), len(frames), args.reverse)
     write_together({output / name: content for name, content in files.items()})
     print(f"{output}: {', '.join(files)}")
     return 0

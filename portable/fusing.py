@@ -61,7 +61,7 @@ class Networks:
         return self.sessions[SCORE].run(None, {"frame": grey[None, None]})[0][0]
 
     def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the next states of both directions (portable/graphs.py, Step)."""
+        """Return the next states of both directions (portable/graphs.py, RecurrentStep)."""
         return tuple(self.sessions[STEP].run(None, inputs))
 
     @property
@@ -82,7 +82,7 @@ class Fused(NamedTuple):
     surface: np.ndarray  # (H, W) float32 in frames, 0..N-1: where along the sweep the surface is
 
 
-def fuse_frames(frames: Sequence[str | Path | np.ndarray], networks: Networks,
+def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks,
                 settings: FusionSettings = FusionSettings()) -> Fused:  # noqa: B008 (frozen)
     """Fuse a focal stack given as files or arrays (H, W[, 3]), uint8 or uint16, in focal order.
 
@@ -126,7 +126,7 @@ def fuse_frames(frames: Sequence[str | Path | np.ndarray], networks: Networks,
             there = (slice(down.start + start, down.start + stop), slice(across.start, across.stop))
             index[there], confidence[there], surface[there] = read_focus(logits[:, start:stop], about)
     if about["readout"] == "stretch":  # the published weights' depth is their stretched index
-        index = surface = stretch(index, count)
+        index = surface = stretch_to_sweep(index, count)
     if count > 1:
         confidence[surrounded(alike)] *= GUESS
     picture = pick_pixels(read_all("sampling"), index)
@@ -206,7 +206,7 @@ def read_focus(logits: np.ndarray, about: Mapping[str, Any]) -> tuple[np.ndarray
     return index, confidence, surface
 
 
-def stretch(index: np.ndarray, count: int) -> np.ndarray:
+def stretch_to_sweep(index: np.ndarray, count: int) -> np.ndarray:
     """Stretch a focus index to 0..N-1, as the published weights want it; a constant one is left alone."""
     low, high = index.min(), index.max()
     return index if high - low < 1e-6 else (index - low) / (high - low) * np.float32(count - 1)

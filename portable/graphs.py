@@ -68,7 +68,7 @@ class Scoring(nn.Module):
         return self.intra(F.pad(frame, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate"))
 
 
-class Step(nn.Module):
+class RecurrentStep(nn.Module):
     """One step of the recurrent stage in both directions, each with its own frame.
 
     features: (1, 8, h, w), a window of what `Scoring` gives. rows, columns: (H,), (W,), where in the window each pixel
@@ -84,12 +84,12 @@ class Step(nn.Module):
         states = []
         for cell, features, state in ((self.inter.ahead, features_ahead, state_ahead),
                                       (self.inter.back, features_back, state_back)):
-            frame = torch.sigmoid(sample(sample(features, 2, rows), 3, columns))
+            frame = torch.sigmoid(sample_along(sample_along(features, 2, rows), 3, columns))
             states.append(cell([convolution(frame) for convolution in cell.frame], state))
         return states[0], states[1]
 
 
-def sample(x: Tensor, dim: int, places: Tensor) -> Tensor:
+def sample_along(x: Tensor, dim: int, places: Tensor) -> Tensor:
     """Interpolate linearly along dim 2 or 3 at places (L,) in 0..size-1."""
     low = places.to(torch.int64)
     share = places - low.to(places.dtype)
@@ -119,7 +119,7 @@ def write_graphs(model: StackMFFV2, folder: Path) -> None:
     size = {2: "height", 3: "width"}
     write_graph(folder / SCORE, Scoring(model.intra), {"frame": torch.rand(1, 1, 40, 70)}, ["features"],
                 {"frame": size, "features": {2: "half_height", 3: "half_width"}}, about)
-    write_graph(folder / STEP, Step(model.inter),
+    write_graph(folder / STEP, RecurrentStep(model.inter),
                 {"features_ahead": features, "features_back": features, "rows": torch.linspace(0, 19, 33),
                  "columns": torch.linspace(0, 29, 47), "state_ahead": state, "state_back": state},
                 ["next_ahead", "next_back"],

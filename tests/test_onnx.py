@@ -19,7 +19,7 @@ from model import ModelConfig, StackMFFV2, load_model, model_checkpoint
 from outputs import save_checkpoint
 from pictures.opencv import decode_frame, encode_png
 from pictures.reading import read_image
-from portable.fusing import SCORE, STEP, Networks, fuse_frames
+from portable.fusing import SCORE, STEP, Networks, fuse_with_onnx
 from utils import UserError
 
 pytest.importorskip("onnxruntime")
@@ -88,7 +88,7 @@ def test_any_size_gives_pytorchs_features(exported, size):
 def test_any_readout_gives_pytorchs_maps(tmp_path, settings):
     model, networks = untrained(tmp_path, **settings)
     frames = stack_of(5, (37, 50))
-    ours, theirs = fuse_frames(frames, networks), fuse_stack(frames, model)
+    ours, theirs = fuse_with_onnx(frames, networks), fuse_stack(frames, model)
     np.testing.assert_allclose(ours.index, theirs.index, atol=2e-3)
     np.testing.assert_allclose(ours.confidence, theirs.confidence, atol=2e-3)
     np.testing.assert_allclose(ours.surface, theirs.surface, atol=2e-3)
@@ -101,7 +101,7 @@ def test_any_readout_gives_pytorchs_maps(tmp_path, settings):
     (3, (61, 150), np.uint8, {"tile": 64, "speed": "fast"})])
 def test_a_small_stack_is_fused_to_the_pixel(exported, num_frames, size, dtype, options):
     frames, settings = stack_of(num_frames, size, dtype), FusionSettings(**options)
-    ours, theirs = fuse_frames(frames, Networks(exported, 1), settings), fuse_stack(
+    ours, theirs = fuse_with_onnx(frames, Networks(exported, 1), settings), fuse_stack(
         frames, load_model(ROOT / "model.pth"), settings)
     assert ours.picture.dtype == dtype
     np.testing.assert_array_equal(ours.picture, theirs.fused)
@@ -111,10 +111,10 @@ def test_a_small_stack_is_fused_to_the_pixel(exported, num_frames, size, dtype, 
 
 def test_what_does_not_fit_into_memory_goes_to_a_file(exported, monkeypatch):
     frames, networks = stack_of(3, (40, 60)), Networks(exported, 1)
-    expected = fuse_frames(frames, networks)
+    expected = fuse_with_onnx(frames, networks)
     kept = []
     monkeypatch.setattr("portable.fusing.reserved_file", lambda size: kept.append(size) or open_file(size))
-    found = fuse_frames(frames, networks, FusionSettings(max_memory=0.1))
+    found = fuse_with_onnx(frames, networks, FusionSettings(max_memory=0.1))
     assert kept == [3 * 8 * 32 * 32 * 4]
     np.testing.assert_array_equal(found.picture, expected.picture)
 
