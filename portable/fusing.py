@@ -24,6 +24,7 @@ from utils import UserError
 SCORE, STEP = "score.onnx", "step.onnx"
 ABOUT = "stackmff"  # the key of what both files say of the network besides its graph
 STRIP_MEMORY = 16 << 20  # bytes of logits that are read at once
+SCORING_NUMBERS = 62  # per pixel of a frame while onnxruntime scores it, as measured
 
 
 class Networks:
@@ -98,7 +99,8 @@ def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks
 
     first = load(0)
     size, white, alike = first.shape[:2], white_level(first), np.ones(first.shape[:2], bool)
-    budget = plan_memory(count, *size, settings, about["halo"], channels=networks.channels)
+    budget = plan_memory(count, *size, settings, about["halo"], channels=networks.channels,
+                         scoring=SCORING_NUMBERS)
 
     def read_all(task: str) -> Iterator[np.ndarray]:
         for k in counted(range(count), task, settings.progress):
