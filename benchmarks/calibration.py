@@ -127,8 +127,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
-                        help="of benchmarks/quality.py; default: all but reversed and n100, and but layers for weights "
-                             "of EventStackMFF")
+                        default=[name for name in GROUPS if name not in ("reversed", "n100", "layers")],
+                        help="of benchmarks/quality.py; default: all but reversed, n100 and layers, whose plain "
+                             "grounds have a depth that nobody can see")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)
@@ -139,10 +140,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     keep_freed_memory()
-    model = open_model(args)
-    groups = [name for name in GROUPS if name in args.groups] if args.groups else [
-        name for name, group in GROUPS.items()
-        if name not in ("reversed", "n100") and not (group.layered and takes_events(model))]
+    model, groups = open_model(args), [group for group in GROUPS if group in args.groups]
     scenes = list_scenes(args.photos, args.segments, args.depth)[: args.max_scenes]
     if args.fit:
         check_new(args.fit)
