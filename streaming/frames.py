@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -16,23 +14,10 @@ from pictures.events import EventStack, check_event_size
 from pictures.headers import check_headers
 from pictures.listing import Page
 from pictures.profiles import Recoloured
-from pictures.reading import check_alike, read_image
+from pictures.reading import check_alike, read_ahead, read_image
 from pictures.values import white_level
 from streaming.noise import frame_noise
 from utils import UserError
-
-Read = TypeVar("Read")
-
-
-def read_ahead(load: Callable[[int], Read], count: int) -> Iterator[Read]:
-    """Yield load(0), load(1) .., each begun when the one before it is given out."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(load, 0)
-        for k in range(count):
-            value = ahead.result()
-            if k + 1 < count:
-                ahead = pool.submit(load, k + 1)
-            yield value
 
 
 class FrameSource:
