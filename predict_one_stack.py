@@ -40,6 +40,7 @@ from prediction.stack import (
     GO_ON,
     MAPS,
     STACK_ERRORS,
+    LookAhead,
     add_stack_flags,
     check_stack_flags,
     choose_results,
@@ -135,6 +136,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     if inside:
         raise UserError(f"{min(inside)}: is a stack and would get results; give an --output_dir apart from it")
     check_results(results)
+    ahead = None if args.dry_run or args.skip_existing else LookAhead(stacks[0], args)
     model = open_model(args)
     given, notices = choose_results(names, model, args)
     for notice in notices:
@@ -145,7 +147,8 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= check_stack(stack, model, args) if args.dry_run else fuse_one(stack, result, run, model, args)
+            entry |= (check_stack(stack, model, args) if args.dry_run
+                      else fuse_one(stack, result, run, model, args, ahead))
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
             continue
@@ -158,16 +161,16 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
-def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
-             args: argparse.Namespace) -> dict[str, Any]:
+def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module, args: argparse.Namespace,
+             ahead: LookAhead | None) -> dict[str, Any]:
     """Fuse a stack or a video into its files, made with what `describe_run` says. Returns its entry of the summary."""
     with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
-        entry = fuse_frames(frames, stack, results, run, model, args)
+        entry = fuse_frames(frames, stack, results, run, model, args, ahead)
     return entry | {"notices": taken + entry["notices"]}
 
 
 def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
-                args: argparse.Namespace) -> dict[str, Any]:
+                args: argparse.Namespace, ahead: LookAhead | None) -> dict[str, Any]:
     """Fuse the frames of a stack or video into their files. Returns their entry of the summary."""
     names = list(results.files)
     events = open_events(event_place(stack, args), frames) if args.event_dir else []
@@ -177,7 +180,7 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
     if kept:
         return {"status": "skipped", "files": names, "notices": notices}
     begin = time.perf_counter()
-    result = fuse_files(frames, model, args, progress=True, events=events)
+    result = fuse_files(frames, model, args, progress=True, events=events, ahead=ahead)
     if args.overview:
         result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                       result.report.get("crop", (0, 0))[:2])

@@ -21,19 +21,22 @@ LOOKING = 512 << 20  # bytes for frames that are looked at at a time, if it is m
 SWEEP_RATIO, SWEEP_TAU = 1.5, 0.9  # an order so much longer than the shortest and so unlike it is no sweep
 
 
-def find_order(frames: Sequence, wish: str, progress: bool = False,
-               copies: Copies | None = None) -> tuple[list[int], dict[str, Any]]:
+def find_order(frames: Sequence, wish: str, progress: bool = False, copies: Copies | None = None,
+               pictures: list[np.ndarray] | None = None) -> tuple[list[int], dict[str, Any]]:
     """Return the focal order and the beginning of the report.
 
     wish: name (say so if that does not look like a sweep), auto (by sharpness if it does not), sharpness, reverse.
-    copies: get the frames, as they are read here.
+    copies, pictures: get the frames, as they are read here.
     """
     n = len(frames)
     names = list(range(n))
     report: dict[str, Any] = {"order": wish, "sweep": None, "notices": []}
-    alike, signatures, margins, small = zip(*look_at_frames(frames, progress, copies), strict=True)
+    alike, signatures, margins, small = zip(*look_at_frames(frames, progress, copies, pictures is not None),
+                                            strict=True)
     if copies is not None:
         copies.small += small
+    if pictures is not None:
+        pictures += alike
     report["black_margins"] = margins_to_cut(np.array(margins), alike[0].shape)
     if wish == "reverse":
         return names[::-1], report
@@ -50,15 +53,18 @@ def find_order(frames: Sequence, wish: str, progress: bool = False,
     return names, report
 
 
-def look_at_frames(frames: Sequence, progress: bool, copies: Copies | None) -> Iterator[tuple]:
-    """Yield what is to be known of every frame: a picture like it, its signature, its margins, its small copy."""
+def look_at_frames(frames: Sequence, progress: bool, copies: Copies | None, whole: bool) -> Iterator[tuple]:
+    """Yield what is to be known of every frame: its signature, its margins and its small copy, if there are copies.
+
+    Before these comes the whole frame, or one like it that takes no memory.
+    """
     header = read_header(getattr(frames[0], "frame", frames[0]))
     workers = min(8, len(frames), os.cpu_count() or 1, LOOKING // (12 * header.width * header.height)) if header else 1
 
     def look(k: int) -> tuple:
         image = read_image(frames[k])
         grey = luma(image)
-        like = np.broadcast_to(np.zeros(1, image.dtype), image.shape)  # takes no memory
+        like = image if whole else np.broadcast_to(np.zeros(1, image.dtype), image.shape)
         return like, focus_signature(grey), black_margins(grey), copies.shrunk(grey) if copies else None
 
     first = None

@@ -24,14 +24,16 @@ class FrameSource:
     """Frames of one size and type, read one ahead of their use, and their event frames where there are some."""
 
     def __init__(self, frames: Sequence[str | Path | Page | Recoloured | np.ndarray],
-                 progress: bool = False, events: EventStack | None = None) -> None:
+                 progress: bool = False, events: EventStack | None = None,
+                 pictures: Sequence[np.ndarray] | None = None) -> None:
+        """pictures: the frames, if they are in memory already; they need not be read then."""
         if not len(frames):
             raise UserError("no frames to fuse")
         self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
         check_headers([f for f in self.frames if isinstance(f, Path | Page)])
         if events and len(events.frames) != len(self.frames):
             raise UserError(f"{len(self.frames)} frames, but {len(events.frames)} event frames; every frame needs one")
-        self.events = events
+        self.events, self.pictures = events, pictures
         self.progress = progress
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
@@ -65,6 +67,8 @@ class FrameSource:
         return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
 
     def load(self, k: int) -> np.ndarray:
+        if self.pictures is not None:
+            return self.pictures[k]
         return self.frames[k] if isinstance(self.frames[k], np.ndarray) else read_image(self.frames[k])
 
     def read_all(self, task: str) -> Iterator[np.ndarray]:
