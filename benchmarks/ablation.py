@@ -28,7 +28,8 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import GROUPS, Scene, add_row, list_scenes, make_stack, open_rows, score
+from benchmarks.quality import add_row, open_rows, score
+from benchmarks.stacks import GROUPS, Scene, list_scenes, make_stack
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import match_scenes
 from outputs import CsvLog, open_output, write_text

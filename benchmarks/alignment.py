@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import Group, add_scene_flags, check_scene_flags, list_scenes, load_scene
+from benchmarks.stacks import Group, add_scene_flags, check_scene_flags, list_scenes, load_scene
 from fusion import open_model
 from make_datasets.make_dataset import Recipe, disturb, synthesize
 from pictures.listing import list_frames

@@ -26,15 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.events import make_event_pair, sweep_of
-from benchmarks.quality import (
-    GROUPS,
-    Stack,
-    add_scene_flags,
-    check_scene_flags,
-    list_scenes,
-    make_stack,
-    scene_settings,
-)
+from benchmarks.stacks import GROUPS, Stack, add_scene_flags, check_scene_flags, list_scenes, make_stack, scene_settings
 from fusion import fuse_stack, open_model, takes_events
 from outputs import CsvLog, check_new, open_output, save_checkpoint, write_text, written_whole
 from records import digest
@@ -135,8 +127,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     stacks = parser.add_argument_group("stacks")
     add_scene_flags(stacks)
     stacks.add_argument("--groups", nargs="+", choices=list(GROUPS), metavar="GROUP",
-                        default=[name for name in GROUPS if name not in ("reversed", "n100")],
-                        help="of benchmarks/quality.py")
+                        default=[name for name in GROUPS if name not in ("reversed", "n100", "layers")],
+                        help="of benchmarks/quality.py; default: all but reversed, n100 and layers, whose plain "
+                             "grounds have a depth that nobody can see")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     args = parser.parse_args(argv)
     check_scene_flags(parser, args)

@@ -24,22 +24,16 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import (
+from benchmarks.quality import add_row, copied, find_rows, make_table, missing_methods, open_rows, score
+from benchmarks.stacks import (
     Group,
     Scene,
     Stack,
-    add_row,
     add_scene_flags,
     check_scene_flags,
-    copied,
-    find_rows,
     list_scenes,
     load_scene,
-    make_table,
-    missing_methods,
-    open_rows,
     scene_settings,
-    score,
 )
 from fusion import fuse_stack, open_model, takes_events
 from make_datasets.event_camera import EventCamera, synthesize_events
@@ -117,7 +111,12 @@ def make_event_pair(scene: Scene, group: Sweep, max_side: int | None, seed: int)
 
 
 def sweep_of(group: Group, scene: Scene) -> Sweep:
-    """Return how the stack of a scene in a group of benchmarks/quality.py is made."""
+    """Return how the stack of a scene in a group of benchmarks/quality.py is made.
+
+    Raises UserError for layered scenes, whose events nobody makes yet.
+    """
+    if group.layered:
+        raise UserError(f"{group.title}: made without events; leave the group out for EventStackMFF")
     return Sweep(group.title, group.num_frames[scene.number % len(group.num_frames)], group.recipe)
 
 

@@ -23,7 +23,8 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quality import GROUPS, Scene, Stack, make_stack, score
+from benchmarks.quality import score
+from benchmarks.stacks import GROUPS, Scene, Stack, make_stack
 from fusion import fuse_stack, open_model
 from pictures.values import luma
 from streaming.memory import GIB

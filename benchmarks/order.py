@@ -30,21 +30,16 @@ import numpy as np
 from tqdm import tqdm
 
 from baselines import BASELINES
-from benchmarks.quality import (
-    METHODS,
+from benchmarks.quality import METHODS, Method, add_row, missing_methods, open_rows, score
+from benchmarks.stacks import (
     Group,
-    Method,
     Scene,
     Stack,
-    add_row,
     add_scene_flags,
     check_scene_flags,
     list_scenes,
     make_stack,
-    missing_methods,
-    open_rows,
     scene_settings,
-    score,
 )
 from fusion import fuse_stack, open_model
 from make_datasets.make_dataset import Recipe

@@ -15,7 +15,8 @@ from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 
 from benchmarks import efficiency, exactness, order, speed
 from benchmarks.order import Condition, make_arranged
-from benchmarks.quality import Scene, score
+from benchmarks.quality import score
+from benchmarks.stacks import Scene
 from model import StackMFFV2
 from pictures.reading import read_image
 from pictures.values import pick_pixels

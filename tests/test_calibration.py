@@ -8,7 +8,7 @@ import pytest
 from benchmarks import calibration
 from benchmarks.calibration import calibration_error, count_pixels, fit_calibration, share_right
 from benchmarks.events import make_event_pair, sweep_of
-from benchmarks.quality import GROUPS, Scene, make_stack
+from benchmarks.stacks import GROUPS, Scene, make_stack
 from model import load_model
 from pictures.reading import read_image
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import events  # noqa: E402
-from benchmarks.quality import Scene  # noqa: E402
+from benchmarks.stacks import Scene  # noqa: E402
 from event_stackmff.model import EventConfig, EventStackMFF  # noqa: E402
 from model import model_checkpoint  # noqa: E402
 from pictures.reading import read_image  # noqa: E402

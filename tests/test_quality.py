@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 import outputs  # noqa: E402
 from baselines import BASELINES  # noqa: E402
 from benchmarks import efficiency, quality  # noqa: E402
-from benchmarks.quality import GROUPS, Group, Scene, make_stack  # noqa: E402
+from benchmarks.stacks import GROUPS, Group, Scene, list_scenes, load_scene, make_stack  # noqa: E402
 from fusion import FusionSettings, fuse_stack  # noqa: E402
 from loss import image_quality  # noqa: E402
 from make_datasets.make_dataset import Recipe, synthesize  # noqa: E402
@@ -65,7 +65,7 @@ def luma_psnr(fused, stack):
 # --------------------------------------------------------------------------- stacks
 
 
-@pytest.mark.parametrize("name", ["n8", "lens", "noise4", "reversed"])
+@pytest.mark.parametrize("name", ["n8", "lens", "noise4", "reversed", "layers"])
 def test_the_same_seed_gives_the_same_stack(name):
     first, second = (make_stack(MOTORCYCLE, GROUPS[name], 32) for _ in range(2))
     assert first.frames.dtype == np.uint8 and first.frames.shape == (len(first.frames), 32, 32, 3)
@@ -78,15 +78,15 @@ def test_another_seed_gives_other_noise():
 
 
 def test_frames_are_rounded_as_in_a_file():
-    image, depth = quality.load_scene(MOTORCYCLE, SIDE)
+    image, depth = load_scene(MOTORCYCLE, SIDE)
     exact = synthesize(image.astype(np.float32) / 255, depth, 16)[0] * 255
     assert np.abs(make_stack(MOTORCYCLE, GROUPS["n16"], SIDE).frames - exact).max() < 0.501
 
 
 def test_scenes_have_their_own_depth(photos):
-    scenes = quality.list_scenes(str(photos[1]), str(photos[3]), None)
+    scenes = list_scenes(str(photos[1]), str(photos[3]), None)
     assert [s.name for s in scenes] == ["motorcycle", "2", "10"]  # natural order
-    first, second = (quality.load_scene(s)[1] for s in scenes[1:])
+    first, second = (load_scene(s)[1] for s in scenes[1:])
     assert first.shape == (40, 48) and not np.array_equal(first, second)
 
 
@@ -94,6 +94,13 @@ def test_groups_place_the_scene_in_the_sweep():
     spans = {name: make_stack(MOTORCYCLE, GROUPS[name], SIDE) for name in ("n40", "middle", "both_ends", "one_end")}
     spans = {name: (len(s.frames), s.index.min(), s.index.max()) for name, s in spans.items()}
     assert spans == {"n40": (40, 0, 39), "middle": (16, 4, 11), "both_ends": (16, 2, 13), "one_end": (16, 0, 11)}
+
+
+def test_layered_scenes_are_another_one_per_scene_of_the_pictures_size():
+    first, second = (make_stack(Scene("motorcycle", k), GROUPS["layers"], SIDE) for k in (0, 1))
+    assert first.frames.shape == (16, SIDE, SIDE, 3) and second.frames.shape == (8, SIDE, SIDE, 3)
+    assert first.aif.dtype == np.uint8 and first.index.max() <= 15 and (first.index % 1 > 0).any()
+    assert not np.array_equal(first.aif, second.aif)
 
 
 def test_reversed_has_the_same_frames_backwards():
