@@ -1,6 +1,6 @@
 """What the settings of fusion cost and bring: time and memory beside `full`, and PSNR, on small and large pictures.
 
-    python benchmarks/settings.py --output_dir results/settings                               # 10 minutes
+    python benchmarks/settings.py --output_dir results/settings                                # 5 minutes
 
 The stacks are made of Motorcycle (scikit-image) at several widths, clean (Algorithm 1) and as by a lens, with noise.
 Every measurement is a process of its own, as in benchmarks/speed.py; settings take turns. Writes settings.md.
@@ -39,9 +39,9 @@ KINDS = {"clean": "n16", "lens": "lens"}  # groups of benchmarks/stacks.py
 
 
 def motorcycle_stack(width: int, kind: str) -> Stack:
-    """Make the stack of a kind, 16 frames of Motorcycle at this width."""
+    """Make the stack of a kind, 8 frames of Motorcycle at this width."""
     image, depth = load_motorcycle(width / 741)
-    frames, index = synthesize(image.astype(np.float32) / 255, stretch(depth), 16, GROUPS[KINDS[kind]].recipe,
+    frames, index = synthesize(image.astype(np.float32) / 255, stretch(depth), 8, GROUPS[KINDS[kind]].recipe,
                                random_generator(0, width))
     return Stack(to_uint8(frames), index, image, index)
 
@@ -93,6 +93,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--widths", nargs="+", type=SIDE, default=[481, 741], metavar="PIXELS",
                         help="of the pictures; 741 is Motorcycle's own, more is enlarged")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of stacks")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS[1:], help="beside full; default: all others, reduced "
                         "where the processor calculates with 16-bit numbers")
     parser.add_argument("--rounds", type=COUNT, default=1)
@@ -110,7 +111,7 @@ def main(argv=None) -> int:
     output = open_output(args.output_dir, "benchmarks/settings.py", {}, [args.model_path])
     capable = calculates_in_bfloat16(pick_device(args.device))
     settings = [SETTINGS[0], *(args.settings or [s for s in SETTINGS[1:] if s != "reduced" or capable])]
-    stacks = [(width, kind) for width in args.widths for kind in KINDS]
+    stacks = [(width, kind) for width in args.widths for kind in args.kinds]
     results = {f"{width} wide, {kind}": compare_settings(width, kind, settings, args)
                for width, kind in tqdm(stacks, unit="stack")}
     text = settings_table(results, settings)
