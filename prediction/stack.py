@@ -194,7 +194,7 @@ class LookAhead:
     def __init__(self, source: Path, args: argparse.Namespace) -> None:
         self.source, self.args = source, args
         self.frames, self.look = [], None
-        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread = threading.Thread(target=self.run)
         self.thread.start()
 
     def run(self) -> None:
