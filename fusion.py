@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,6 +57,16 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
     Raises UserError if a file cannot be read, the frames differ in size, colour or bit depth, or the network needs
     events and there are none, or takes none and there are some.
     """
+    with focused_stack(frames, model, settings, events) as (fusion, _):
+        return fusion
+
+
+@contextmanager
+def focused_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, model: nn.Module,
+                  settings: FusionSettings,
+                  events: Sequence[str | Path | Page | np.ndarray] | EventStack | None = None,
+                  ) -> Iterator[tuple[Fusion, FocusMaps]]:
+    """Fuse a stack as `fuse_stack` does, and keep what `sample_frames` fuses other stacks of the same sweep by."""
     if events is not None and not isinstance(events, EventStack):
         events = EventStack(events)
     source = frames if isinstance(frames, FrameSource) else FrameSource(frames, settings.progress, events)
@@ -71,14 +81,14 @@ def fuse_stack(frames: Sequence[str | Path | Page | np.ndarray] | FrameSource, m
             fused = sample_frames(source, focus)
         if settings.sampling == "painted":
             fused = repaint(fused, focus.painted, source.white)
-        return Fusion(fused, focus.index, focus.confidence, find_surface(focus, fused, source.white, settings))
+        yield Fusion(fused, focus.index, focus.confidence, find_surface(focus, fused, source.white, settings)), focus
 
 
 # --------------------------------------------------------------------------- the passes
 
 
 def sample_frames(source: FrameSource, focus: FocusMaps) -> np.ndarray:
-    """Pass 3: every output pixel from its frame, or the frames mixed."""
+    """Pass 3: every output pixel from its frame, or the frames mixed; of the stack scored, or of another like it."""
     if focus.probabilities is None:
         return pick_pixels(source.read_all("sampling"), focus.index)
     return blend_pixels(source.read_all("sampling"), focus.probabilities)

@@ -21,11 +21,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fusion import estimate_memory, open_model, takes_events
 from outputs import MANIFEST, check_output
@@ -34,9 +32,20 @@ from pictures.headers import check_headers
 from pictures.listing import Page, find_stacks
 from pictures.profiles import with_one_profile
 from pictures.video import is_video
+from prediction.alike import (
+    Guide,
+    add_alike_flags,
+    check_alike_flags,
+    describe_placing,
+    fuse_by_result,
+    fuse_others,
+    list_jobs,
+    load_result,
+    plan_beside,
+)
 from prediction.heights import add_height_flags, find_units, height_files, height_names
 from prediction.overview import make_overview
-from prediction.record import Results, check_results, describe_frames_made_from, describe_run
+from prediction.record import Results, check_results, describe_frames_made_from, describe_run, settings_that_count
 from prediction.stack import (
     GO_ON,
     MAPS,
@@ -45,7 +54,8 @@ from prediction.stack import (
     check_stack_flags,
     choose_results,
     describe_duplicates,
-    fuse_files,
+    describe_frames_of,
+    focused_files,
     open_events,
     opened_stack,
     tell,
@@ -84,9 +94,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
     add_height_flags(parser)
+    add_alike_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
     args = parser.parse_args(argv)
+    check_alike_flags(args, parser)
     args.overview = args.overview or args.overview_crop is not None
     if args.event_dir:  # what happened between two frames is known for their own order and place
         args.register, args.order = (kept if wish == "auto" else wish
@@ -123,12 +135,12 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     """Fuse every stack that the flags name; a line for each, and an entry in the summary. Returns the exit code."""
     check_stack_flags(args, many=args.recursive)
     root, output = Path(args.input_dir), check_output(args.output_dir)
-    for source in (root, args.event_dir):
+    for source in (root, args.event_dir, args.load_result, *args.apply_to):
         if source and os.path.realpath(source) == os.path.realpath(output):
             raise UserError(f"{output}: is the input; the results would be frames of the next run")
     stacks = find_stacks(root, output) if args.recursive else [root]
-    if args.event_dir:
-        inner = Path(os.path.realpath(args.event_dir))
+    for source in (args.event_dir, *args.apply_to) if args.recursive else ():
+        inner = Path(os.path.realpath(source or output))
         stacks = [stack for stack in stacks if not Path(os.path.realpath(stack)).is_relative_to(inner)] or stacks
     places = [output / stack.relative_to(root) if args.recursive else output for stack in stacks]
     names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else []), *height_names(args)]
@@ -137,25 +149,41 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
     if inside:
         raise UserError(f"{min(inside)}: is a stack and would get results; give an --output_dir apart from it")
     check_results(results)
+    if args.load_result:
+        summary["stacks"] = fuse_by_result(root, results[0], settings_that_count(args), args)
+        tell_entries(summary["stacks"], args)
+        return tell_failures(summary["stacks"])
     model = open_model(args)
     given, notices = choose_results(names, model, args)
     for notice in notices:
         tell(notice)
     results = [Results(place, MANIFEST, dict(zip(given, given, strict=True)), PROGRAM) for place in places]
-    run = {} if args.dry_run else describe_run(PROGRAM, args, takes_events(model))
+    run = describe_run(PROGRAM, args, takes_events(model))
     for stack, result in zip(stacks, results, strict=True):
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= (check_stack(stack, given, model, args) if args.dry_run else
-                      fuse_one(stack, result, run, model, args))
+            entry |= (check_stack if args.dry_run else fuse_one)(stack, result, run, model, args)
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
-            continue
-        for notice in entry["notices"]:
-            tell(notice)
-        print(describe(entry), file=sys.stderr if args.json else sys.stdout, flush=True)
-    failed = [entry["error"] for entry in summary["stacks"] if entry["status"] == "failed"]
+        others = entry.pop("others", [])
+        summary["stacks"] += others
+        tell_entries([entry, *others], args)
+    return tell_failures(summary["stacks"])
+
+
+def tell_entries(entries: Iterable[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Print the lines of the stacks that did not fail."""
+    for entry in entries:
+        if entry["status"] != "failed":
+            for notice in entry["notices"]:
+                tell(notice)
+            print(describe(entry), file=sys.stderr if args.json else sys.stdout, flush=True)
+
+
+def tell_failures(entries: Iterable[dict[str, Any]]) -> int:
+    """Print what failed. Returns the exit code."""
+    failed = [entry["error"] for entry in entries if entry["status"] == "failed"]
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     return 1 if failed else 0
@@ -164,33 +192,42 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
 def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
              args: argparse.Namespace) -> dict[str, Any]:
     """Fuse a stack or a video into its files, made with what `describe_run` says. Returns its entry of the summary."""
-    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+    with opened_stack(stack, args.max_frames, True, args.channel) as (frames, taken):
         entry = fuse_frames(frames, stack, results, run, model, args)
     return entry | {"notices": taken + entry["notices"]}
 
 
 def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
                 args: argparse.Namespace) -> dict[str, Any]:
-    """Fuse the frames of a stack or video into their files. Returns their entry of the summary."""
+    """Fuse the frames of a stack or video into their files, and then the other stacks of the sweep that the flags name.
+
+    Returns their entry of the summary, with those of the others.
+    """
     names = list(results.files)
     events = open_events(event_place(stack, args), frames) if args.event_dir else []
     made_with = run | {"fused_from": describe_frames_made_from(frames, events, stack if is_video(stack) else None)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
     units, in_units = find_units(frames, stack, names, args)
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
-    if kept:
-        return {"status": "skipped", "files": names, "notices": notices}
+    jobs = plan_beside(stack, frames, results, made_with["fused_from"], run, args)
+    if kept and (args.sampling == "nearest" or all(job.kept for job in jobs)):  # else the weights are to be found again
+        saved = None if all(job.kept for job in jobs) else load_result(results.folder, PROGRAM)[0]
+        return {"status": "skipped", "files": names, "notices": notices, "others": fuse_others(jobs, saved, args)}
     begin = time.perf_counter()
-    result = fuse_files(frames, model, args, progress=True, events=events)
-    if args.overview:
-        result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
-                                                      result.report.get("crop", (0, 0))[:2])
-    measured, told = height_files(result.files, len(frames), units, args)
-    result.files.update(measured)
-    results.write({name: result.encode(name) for name in names}, made_with)
-    return {"status": "fused", **describe_frames_of(frames, result.files[names[0]]), "files": names,
-            "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
-            "units_um": units and units._asdict(), "notices": notices + result.notices + in_units + told}
+    with focused_files(frames, model, args, progress=True, events=events) as (result, focus):
+        if args.overview:
+            result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
+                                                          result.report.get("crop", (0, 0))[:2])
+        measured, told = height_files(result.files, len(frames), units, args)
+        result.files.update(measured)
+        content = {name: result.encode(name) for name in names}
+        if not kept:
+            results.write(content, made_with | {"prepared": describe_placing(frames, focus.placing)})
+        entry = {"status": "skipped" if kept else "fused", **describe_frames_of(frames, result.files[names[0]]),
+                 "files": names, "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
+                 "units_um": units and units._asdict(), "notices": notices + result.notices + in_units + told}
+        maps = {name: data for name, data in content.items() if name in MAPS}
+        return entry | {"others": fuse_others(jobs, Guide(focus, result.files, maps, run), args)}
 
 
 def event_place(stack: Path, args: argparse.Namespace) -> Path:
@@ -203,14 +240,16 @@ def event_place(stack: Path, args: argparse.Namespace) -> Path:
                 place)
 
 
-def check_stack(stack: Path, names: Sequence[str], model: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
-    """Read a stack without fusing it into the files named. Returns its entry of the summary."""
-    with opened_stack(stack, args.max_frames, progress=True) as (frames, taken):
+def check_stack(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
+                args: argparse.Namespace) -> dict[str, Any]:
+    """Read a stack, and the others of its sweep, without fusing. Returns its entry of the summary, with theirs."""
+    with opened_stack(stack, args.max_frames, True, args.channel) as (frames, taken):
         check_headers(frames)
-        units, in_units = find_units(frames, stack, names, args)
+        units, in_units = find_units(frames, stack, list(results.files), args)
         one_profile, converted = with_one_profile(frames)
         events = open_events(event_place(stack, args), frames) if args.event_dir else []
         source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
+        jobs = plan_beside(stack, frames, results, (), run, args)
         for _ in itertools.chain(source.read_all("checking"), source.read_events() if events else ()):
             pass
         order, report, seen = examine_stack(one_profile, args, progress=True)
@@ -219,14 +258,9 @@ def check_stack(stack: Path, names: Sequence[str], model: nn.Module, args: argpa
                   "aligned"] if seen and seen.moving() else []
         return {"status": "planned", **describe_frames_of([frames[k] for k in order], source.first),
                 "order": args.order, "memory_gib": memory, "preparation": {"motion": report.get("motion")},
-                "units_um": units and units._asdict(),
+                "units_um": units and units._asdict(), "others": list_jobs(jobs, order, stack),
                 "notices": (taken + in_units + converted + report["notices"] + moving
                             + describe_duplicates(frames, source))}
-
-
-def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:
-    return {"names": [frame.name for frame in frames], "width": picture.shape[1], "height": picture.shape[0],
-            "colour": picture.ndim == 3, "bits": 8 * picture.dtype.itemsize}
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -237,7 +271,8 @@ def describe(entry: dict[str, Any]) -> str:
         return f"{entry['output']}: already there"
     return "\n  ".join([f"{entry['input']}: {len(entry['names'])} frames, {entry['width']}x{entry['height']} "
                         f"{'colour' if entry['colour'] else 'grey'} {entry['bits']}-bit, "
-                        f"{entry['memory_gib']:.1f} GiB of memory", *entry["names"]])
+                        + (f"{entry['memory_gib']:.1f} GiB of memory" if "memory_gib" in entry else
+                           f"to be fused as {entry['like']} into {entry['output']}"), *entry["names"]])
 
 
 if __name__ == "__main__":

@@ -65,14 +65,16 @@ def _sort_files(directory: Path) -> tuple[list[Path], list[Path]]:
     return pictures, [path for path in files if path not in pictures and path.name not in RECORDS]
 
 
-def list_pages(path: str | Path) -> list[Path | Page]:
-    """Return the frames that a file holds: the pages of a multi-page TIFF (a z-stack), else the file itself.
+class Layout(NamedTuple):
+    """What a TIFF holds."""
 
-    Raises UserError if it holds more than one sweep: channels, times or pictures of several sizes.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        return [path]
+    axes: dict[str, int]  # how many slices (Z), channels (C) .. there are, if more than one, the outermost first
+    numbers: list[int]  # of the pages in that order
+    sizes: list[tuple[int, ...]]  # of the first picture of each kind
+
+
+def read_layout(path: Path) -> Layout | None:
+    """Return what a TIFF holds, None if it cannot be told."""
     from tifffile import TiffFile
 
     try:
@@ -83,34 +85,73 @@ def list_pages(path: str | Path) -> list[Path | Page]:
             numbers = [page.index for page in series[0].pages if page is not None and page.parent is tif]
             if len(series[0].pages) == 1 and axes:  # ImageJ's form beyond 4 GB: one page is described, all follow
                 numbers = list(range(int(np.prod(list(axes.values())))))
-            sizes = [s.keyframe.shape for s in series]
+            return Layout(axes, numbers, [s.keyframe.shape for s in series])
     except Exception:  # damaged in any of a hundred ways: reading it says how
+        return None
+
+
+def list_pages(path: str | Path, channel: int | None = None) -> list[Path | Page]:
+    """Return the frames that a file holds: the pages of a multi-page TIFF (a z-stack), else the file itself.
+
+    channel: of a file that holds several, its slices only; counted from 1. Raises UserError if the file holds more
+    than one sweep (channels, times, pictures of several sizes), or no such channel.
+    """
+    path = Path(path)
+    layout = read_layout(path) if path.suffix.lower() in TIFF_SUFFIXES else None
+    if layout is None:
+        check_channel(path, 1, channel)
         return [path]
+    axes, numbers, sizes = layout
+    check_channel(path, axes.get("C", 1), channel)
     if len(numbers) == 1 and all(np.prod(size) < np.prod(sizes[0]) for size in sizes[1:]):  # with thumbnails
         return [path]  # also one file of an OME-TIFF that is spread over several
-    if len(series) > 1:
+    if len(sizes) > 1:
         kinds = ", ".join(" x ".join(map(str, size)) for size in sizes)
         raise UserError(f"{path}: holds pictures of several kinds ({kinds}); save one sweep as a file")
+    if channel and set(axes) == {"C", "Z"}:
+        if len(numbers) != axes["C"] * axes["Z"]:
+            raise UserError(f"{path}: {len(numbers)} pages of {axes['Z']} slices and {axes['C']} channels; save all "
+                            "in one file")
+        by_axis = np.reshape(numbers, tuple(axes.values()))
+        return [Page(path, int(number)) for number in by_axis.take(channel - 1, list(axes).index("C"))]
     if len(axes) > 1 or not set(axes) <= set("ZIQ"):
         names = {"Z": "slices", "C": "channels", "T": "times"}
         found = ", ".join(f"{n} {names.get(axis, f'of axis {axis}')}" for axis, n in axes.items())
-        raise UserError(f"{path}: holds {found}; save one sweep, the slices of one channel and time, as a file")
+        hint = ", or say by predict_one_stack.py --channel which is scored" if set(axes) == {"C", "Z"} else ""
+        raise UserError(f"{path}: holds {found}; save one sweep, the slices of one channel and time, as a file{hint}")
     return [Page(path, number) for number in numbers]
 
 
-def list_frames(source: str | Path) -> tuple[list[Path | Page], list[Path]]:
+def check_channel(path: Path, count: int, channel: int | None) -> None:
+    """Raise UserError if a file of so many channels has no such channel, counted from 1."""
+    if channel and channel > count:
+        raise UserError(f"{path}: --channel {channel} is not there, it holds "
+                        + (f"{count} channels; give 1 to {count}" if count > 1 else "one channel; leave it out"))
+
+
+def count_channels(source: str | Path) -> int:
+    """Return how many channels a stack has: a multi-page TIFF, alone or as the only picture of its folder."""
+    source = Path(source)
+    pictures = list_images(source)[0] if source.is_dir() else [source]
+    single = len(pictures) == 1 and pictures[0].suffix.lower() in TIFF_SUFFIXES
+    layout = read_layout(pictures[0]) if single else None
+    return layout.axes.get("C", 1) if layout and "Z" in layout.axes else 1
+
+
+def list_frames(source: str | Path, channel: int | None = None) -> tuple[list[Path | Page], list[Path]]:
     """Return the frames of a stack, a folder of pictures or a multi-page TIFF, and apart the folder's other files.
 
-    A folder that holds nothing but one multi-page TIFF is that stack. Raises UserError if there are no frames.
+    A folder that holds nothing but one multi-page TIFF is that stack. channel: of a file that holds several, from 1.
+    Raises UserError if there are no frames.
     """
     source = Path(source)
     if source.is_file():
-        pages = list_pages(source)
+        pages = list_pages(source, channel)
         if len(pages) == 1:
             raise UserError(f"{source}: a single picture; give a folder of frames or a multi-page TIFF")
         return pages, []
     pictures, others = list_images(source)
-    pages = [list_pages(path) for path in pictures]
+    pages = [list_pages(path, channel) for path in pictures]
     for path, here in zip(pictures, pages, strict=True):
         if len(here) > 1 and len(pictures) > 1:
             raise UserError(f"{path}: {len(here)} pages in a folder of {len(pictures)} pictures; "

@@ -1,7 +1,8 @@
 """What results were made with, kept beside them: so they are kept, made anew, replaced or refused for a reason.
 
 A record is a JSON file: "program", "weights" (their digest), "settings", "fused_from" (name, size and time of every
-frame), "files" (the digest of every file made) and "replaced" (the digests of files of ours that these replace).
+frame), "files" (the digest of every file made) and "replaced" (the digests of files of ours that these replace); of
+one stack also "prepared": where its frames lie, for other stacks of the sweep (prediction/alike.py).
 It appears before the files: whenever a run is killed, the next one knows each file that is there.
 """
 
@@ -25,7 +26,8 @@ from utils import UserError, natural_key
 
 FREE = ("input_dir", "event_dir", "output_dir", "test_root", "image_root", "event_root", "test_datasets", "recursive",
         "overview", "dry_run", "json", "skip_existing", "model_path", "device", "compile", "max_memory", "tile",
-        "save_transforms", "max_frames", "reverse", "height", "surface")
+        "save_transforms", "max_frames", "reverse", "apply_to", "channel", "load_result",
+        "height", "surface")
 # flags that results do not depend on, or that another value here stands for
 
 
@@ -34,6 +36,12 @@ def describe_run(program: str, args: argparse.Namespace, events: bool = False) -
 
     events: whether event frames are read.
     """
+    weights = digest_of(Path(args.model_path).read_bytes())
+    return {"program": program, "weights": weights, "settings": settings_that_count(args, events)}
+
+
+def settings_that_count(args: argparse.Namespace, events: bool = False) -> dict[str, Any]:
+    """Return the flags that results depend on, as plain values."""
     settings = {name: value for name, value in vars(args).items() if name not in FREE}
     if args.load_transforms and Path(args.load_transforms).is_file():
         settings["load_transforms"] = digest_of(Path(args.load_transforms).read_bytes())
@@ -41,9 +49,7 @@ def describe_run(program: str, args: argparse.Namespace, events: bool = False) -
               "overview_crop": not getattr(args, "overview", False), "event_positive": not events}
     unused |= {name: getattr(args, name, None) is None for name in HEIGHT_FLAGS}
     unused["triangles"] = not getattr(args, "surface", None)
-    settings = {name: value for name, value in settings.items() if not unused.get(name)}
-    weights = digest_of(Path(args.model_path).read_bytes())
-    return json.loads(json.dumps({"program": program, "weights": weights, "settings": settings}))
+    return json.loads(json.dumps({name: value for name, value in settings.items() if not unused.get(name)}))
 
 
 def describe_frames_made_from(frames: Sequence[Path | Page], events: Sequence[Path | Page] = (),

@@ -7,7 +7,7 @@ import functools
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fusion import check_network, estimate_memory, fuse_stack, gives_confidence, takes_events
+from fusion import Fusion, check_network, estimate_memory, focused_stack, gives_confidence, takes_events
 from pictures.events import POSITIVE, EventStack, check_event_headers, list_event_frames, pair_with_events
 from pictures.headers import check_headers
 from pictures.listing import Page, list_frames
@@ -24,9 +24,10 @@ from pictures.reading import read_image
 from pictures.values import colorize, quantize, to_uint8
 from pictures.video import is_video
 from pictures.writing import encode_image
-from preparation.stack import add_preparation_flags, check_flags, prepare_stack
+from preparation.stack import Placing, add_preparation_flags, check_flags, prepare_stack, unmoved
 from preparation.video import extract_sweep
 from streaming.frames import FrameSource
+from streaming.memory import FocusMaps
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
 from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
@@ -38,6 +39,13 @@ STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # wha
 CONFIDENCE = "confidence.png"
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth.npy", "depth_color.png", CONFIDENCE)
 GO_ON = "add --skip_existing to go on from here"
+
+
+class Focus(NamedTuple):
+    """What other stacks of the same sweep are fused by (prediction/alike.py)."""
+
+    placing: Placing
+    maps: FocusMaps  # of the frames in focal order
 
 
 class StackResult(NamedTuple):
@@ -132,22 +140,23 @@ def tell_once(line: str) -> None:
     tell(line)
 
 
-def open_stack(source: Path) -> list[Path | Page]:
+def open_stack(source: Path, channel: int | None = None) -> list[Path | Page]:
     """Return the frames of a folder or multi-page file in the order of their names, and say what is left out."""
-    frames, others = list_frames(source)
+    frames, others = list_frames(source, channel)
     if others:
         tell(f"{source}: ignored {', '.join(path.name for path in others)} (no picture, or RAW beside pictures)")
     return frames
 
 
 @contextmanager
-def opened_stack(source: Path, max_frames: int, progress: bool) -> Iterator[tuple[list[Path | Page], list[str]]]:
-    """Give the frames of a folder, a multi-page file or a video, and lines on what was taken.
+def opened_stack(source: Path, max_frames: int, progress: bool,
+                 channel: int | None = None) -> Iterator[tuple[list[Path | Page], list[str]]]:
+    """Give the frames of a folder, a multi-page file (of several channels one) or a video, and lines on what was taken.
 
     Those of a video are temporary files, at most max_frames.
     """
-    if not is_video(source):
-        yield open_stack(source), []
+    if not is_video(source) or channel:
+        yield open_stack(source, channel), []
         return
     with temporary_folder() as folder:
         frames, line = extract_sweep(source, max_frames, folder, progress)
@@ -191,20 +200,39 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
     The focus index counts the frames in the order given from 0; depth is 0 where the first frame of the focal order is
     sharp and 1 where the last one is. Raises UserError if a frame cannot be read or does not go with the others.
     """
+    with focused_files(frames, model, args, progress, events) as (result, _):
+        return result
+
+
+@contextmanager
+def focused_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace, progress: bool = False,
+                  events: Sequence[Path | Page] | None = None) -> Iterator[tuple[StackResult, Focus]]:
+    """Fuse as `fuse_files` does, and keep what other stacks of the same sweep are fused by."""
     frames = list(frames)
     check_headers(frames)
     if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
-    with temporary_folder() as folder:
-        prepared = prepare_stack(frames, args, folder, progress)
-        event_stack = order_events(events, prepared.order, prepared.report, args.event_positive) if events else None
-        source = FrameSource(prepared.frames, progress, event_stack)
-        say_if_exceeded(source, model, args)
-        result = fuse_stack(source, model, settings_from(args, progress))
-    order = np.array(prepared.order)
-    report = dict(prepared.report)
-    notices = [*report.pop("notices"), *describe_duplicates([frames[k] for k in order], source)]
-    last = len(frames) - 1
+    with ExitStack() as kept:
+        with temporary_folder() as folder:
+            prepared = prepare_stack(frames, args, folder, progress)
+            event_stack = order_events(events, prepared.order, prepared.report, args.event_positive) if events else None
+            source = FrameSource(prepared.frames, progress, event_stack)
+            say_if_exceeded(source, model, args)
+            result, maps = kept.enter_context(focused_stack(source, model, settings_from(args, progress)))
+        placing = prepared.placing or unmoved(prepared.order, source.first.shape)
+        report = dict(prepared.report)
+        notices = [*report.pop("notices"), *describe_duplicates([frames[k] for k in prepared.order], source)]
+        files = result_files(result, np.array(prepared.order), args.output_format)
+        metadata = read_metadata(frames[len(frames) // 2])
+        yield StackResult(files, metadata, args.quality, report, notices), Focus(placing, maps)
+
+
+def result_files(result: Fusion, order: np.ndarray, output_format: str) -> dict[str, np.ndarray]:
+    """Return the content of the result files by name.
+
+    order: number from 0, by name, of every frame of the focal order.
+    """
+    last = len(order) - 1
     number = order[np.rint(result.index).astype(np.intp)]  # where every pixel comes from
     steps = np.unique(np.diff(order))
     if last and (len(steps) > 1 or abs(steps[0]) > 1):
@@ -214,10 +242,15 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
     depth = result.surface / np.float32(max(last, 1))
     maps = (number.astype(np.uint8 if last < 256 else np.uint16), index, quantize(depth, np.uint16), depth,
             colorize(depth), None if result.confidence is None else to_uint8(result.confidence))
-    files = {f"fused.{args.output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
+    files = {f"fused.{output_format}": result.fused} | dict(zip(MAPS, maps, strict=True))
     if result.confidence is None:
         del files[CONFIDENCE]
-    return StackResult(files, read_metadata(frames[len(frames) // 2]), args.quality, report, notices)
+    return files
+
+
+def describe_frames_of(frames: Sequence[Path | Page], picture: np.ndarray) -> dict[str, Any]:
+    return {"names": [frame.name for frame in frames], "width": picture.shape[1], "height": picture.shape[0],
+            "colour": picture.ndim == 3, "bits": 8 * picture.dtype.itemsize}
 
 
 def describe_duplicates(frames: Sequence[Path | Page], source: FrameSource) -> list[str]:

@@ -25,10 +25,20 @@ from preparation.transforms import check_transforms_place, load_transforms, save
 from utils import UserError
 
 
+class Placing(NamedTuple):
+    """Where the frames of a sweep lie: found in one stack, and the same for others of that sweep."""
+
+    order: list[int]  # as in Prepared
+    transforms: np.ndarray  # (N, 3, 3) of the frames in focal order
+    crop: tuple[int, ...]  # left, top, width, height of what is left, pixels
+    size: tuple[int, int]  # width, height of the frames
+
+
 class Prepared(NamedTuple):
     frames: list  # the frames given, or lossless pictures, in focal order
     order: list[int]  # order[k]: number from 0, in the order given, of the frame that became frame k
     report: dict[str, Any]  # plain values; "notices": lines for the user
+    placing: Placing | None  # None: every frame stays where it is
 
 
 def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +84,7 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
     if seen.moving() if args.register == "auto" and seen else args.register not in ("none", "auto"):
         aligned = align(ordered, order, seen, args, report, progress)
     if not (any(cut) or aligned or args.load_transforms or args.save_transforms or args.match_exposure):
-        return Prepared(ordered, order, report)
+        return Prepared(ordered, order, report, None)
 
     if args.load_transforms:
         transforms, crop, size = load_transforms(args.load_transforms, frames)
@@ -84,8 +94,7 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
     elif aligned:
         transforms, crop, size = aligned
     else:
-        height, width = read_image(frames[0]).shape[:2]
-        transforms, crop, size = np.tile(np.eye(3), (len(frames), 1, 1)), (0, 0, width, height), (width, height)
+        _, transforms, crop, size = unmoved(order, read_image(frames[0]).shape)
         report["frames"] = describe_frames(ordered, order, ["none"] * len(order), None, transforms, size)
     if args.save_transforms:
         save_transforms(args.save_transforms, frames, order, transforms, size, crop)
@@ -94,12 +103,40 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
         report["notices"].append(f"black borders in some frames: {cut[0]}, {cut[1]}, {cut[2]} and {cut[3]} pixels cut "
                                  f"at the left, top, right and bottom: {whole[2]}x{whole[3]} become "
                                  f"{crop[2]}x{crop[3]} pixels; --keep_borders leaves them")
-    gains = match_exposure(ordered, transforms, report, progress) if args.match_exposure else np.ones(len(frames))
     report |= {"size": list(size), "crop": list(crop)}
+    placing = Placing(order, transforms, tuple(crop), tuple(size))
+    return Prepared(place_frames(ordered, placing, args.match_exposure, folder, report, progress), order, report,
+                    placing)
+
+
+def prepare_alike(frames: Sequence, placing: Placing, exposure: bool, folder: Path,
+                  progress: bool = False) -> tuple[list, list[str]]:
+    """Bring another stack of the same sweep, in the order of its names, to where `prepare_stack` brought the first.
+
+    exposure: make its frames equally bright; by how much is measured in them, as another lamp may flicker in another
+    way. Returns frames in focal order as `prepare_stack` does, and lines for the user.
+    """
+    check_headers(frames)
+    frames, converted = with_one_profile(frames)
+    ordered = [frames[k] for k in placing.order]
+    report: dict[str, Any] = {"frames": [{} for _ in ordered]}
+    return place_frames(ordered, placing, exposure, folder, report, progress), converted
+
+
+def unmoved(order: Sequence[int], shape: Sequence[int]) -> Placing:
+    """Return the placing of frames (H, W[, 3]) in focal order that stay where they are."""
+    height, width = shape[:2]
+    return Placing(list(order), np.tile(np.eye(3), (len(order), 1, 1)), (0, 0, width, height), (width, height))
+
+
+def place_frames(ordered: Sequence, placing: Placing, exposure: bool, folder: Path, report: dict[str, Any],
+                 progress: bool) -> list:
+    """Return frames in focal order placed and, if wished, equally bright: the same files if nothing changes."""
+    _, transforms, crop, size = placing
+    gains = match_exposure(ordered, transforms, report, progress) if exposure else np.ones(len(ordered))
     if not ((transforms != np.eye(3)).any() or (gains != 1).any() or crop[2:] != size):
-        return Prepared(ordered, order, report)
-    paths = write_aligned(ordered, transforms, gains, crop, folder, progress)
-    return Prepared(paths, order, report)
+        return list(ordered)
+    return write_aligned(ordered, transforms, gains, crop, folder, progress)
 
 
 def examine_stack(frames: Sequence, args: argparse.Namespace,

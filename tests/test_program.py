@@ -188,7 +188,7 @@ def test_json_is_printed_for_wrong_flags_too(run, tmp_path, flags, code):
 
 def test_json_is_printed_for_a_stopped_program(run, monkeypatch, tmp_path, write_stack, weights):
     write_stack(tmp_path / "in")
-    monkeypatch.setattr(predict_one_stack, "fuse_files", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(predict_one_stack, "focused_files", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     code, out, lines = run(predict_one_stack.main, "--input_dir", tmp_path / "in", "--output_dir", tmp_path / "out",
                            "--model_path", weights, "--device", "cpu", "--json")
     assert code == 143 and json.loads(out)["error"] == "interrupted" and len(lines) == 1
