@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norms import GroupNorm
 from published import from_published
 
 STRIDE = 32  # five poolings
@@ -84,12 +85,12 @@ class ULDANet(nn.Module):
         *levels, bottleneck = channels
         self.stem = nn.Conv2d(1, levels[0], 3, padding=1)
         self.encoders = nn.ModuleList(InceptionDepthwise(a, b) for a, b in zip(levels, levels[1:], strict=False))
-        self.encoder_norms = nn.ModuleList(nn.GroupNorm(groups, c) for c in levels)
+        self.encoder_norms = nn.ModuleList(GroupNorm(groups, c) for c in levels)
         self.bridge = AttentionBridge(levels)
         self.bottleneck = InceptionDepthwise(levels[-1], bottleneck)
         up = [bottleneck, *reversed(levels)]
         self.decoders = nn.ModuleList(InceptionDepthwise(a, b) for a, b in zip(up, up[1:], strict=False))
-        self.decoder_norms = nn.ModuleList(nn.GroupNorm(groups, c) for c in reversed(levels))
+        self.decoder_norms = nn.ModuleList(GroupNorm(groups, c) for c in reversed(levels))
         self.head = nn.Conv2d(levels[0], levels[0], 1)
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from prediction.alike import (
     load_result,
     plan_beside,
 )
+from prediction.heights import add_height_flags, find_units, height_files, height_names
 from prediction.overview import make_overview
 from prediction.record import Results, check_results, describe_frames_made_from, describe_run, settings_that_count
 from prediction.stack import (
@@ -93,6 +94,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                             "reaches; default: whole pictures, made smaller")
     files.add_argument("--dry_run", action="store_true", help="read and list the stacks, write nothing")
     files.add_argument("--json", action="store_true", help="print one JSON summary on stdout, all else on stderr")
+    add_height_flags(parser)
     add_alike_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
@@ -142,7 +144,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         inner = Path(os.path.realpath(source or output))
         stacks = [stack for stack in stacks if not Path(os.path.realpath(stack)).is_relative_to(inner)] or stacks
     places = [output / stack.relative_to(root) if args.recursive else output for stack in stacks]
-    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else [])]
+    names = [f"fused.{args.output_format}", *MAPS, *(["overview.png"] if args.overview else []), *height_names(args)]
     results = [Results(place, MANIFEST, dict(zip(names, names, strict=True)), PROGRAM) for place in places]
     inside = {os.path.realpath(place) for place in places} & {os.path.realpath(stack) for stack in stacks}
     if inside:
@@ -206,6 +208,7 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
     events = open_events(event_place(stack, args), frames) if args.event_dir else []
     made_with = run | {"fused_from": describe_frames_made_from(frames, events, stack if is_video(stack) else None)}
     wanted = args.skip_existing and not (args.save_transforms and not Path(args.save_transforms).is_file())
+    units, in_units = find_units(frames, stack, names, args)
     kept, notices = results.are_kept(made_with, wanted, str(results.folder))
     jobs = plan_beside(stack, frames, results, made_with["fused_from"], run, args)
     if kept and (args.sampling == "nearest" or all(job.kept for job in jobs)):  # else the weights are to be found again
@@ -216,12 +219,14 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
         if args.overview:
             result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                           result.report.get("crop", (0, 0))[:2])
+        measured, told = height_files(result.files, len(frames), units, args)
+        result.files.update(measured)
         content = {name: result.encode(name) for name in names}
         if not kept:
             results.write(content, made_with | {"prepared": describe_placing(frames, focus.placing)})
         entry = {"status": "skipped" if kept else "fused", **describe_frames_of(frames, result.files[names[0]]),
                  "files": names, "seconds": round(time.perf_counter() - begin, 3), "preparation": result.report,
-                 "notices": notices + result.notices}
+                 "units_um": units and units._asdict(), "notices": notices + result.notices + in_units + told}
         maps = {name: data for name, data in content.items() if name in MAPS}
         return entry | {"others": fuse_others(jobs, Guide(focus, result.files, maps, run), args)}
 
@@ -241,6 +246,7 @@ def check_stack(stack: Path, results: Results, run: dict[str, Any], model: nn.Mo
     """Read a stack, and the others of its sweep, without fusing. Returns its entry of the summary, with theirs."""
     with opened_stack(stack, args.max_frames, True, args.channel) as (frames, taken):
         check_headers(frames)
+        units, in_units = find_units(frames, stack, list(results.files), args)
         one_profile, converted = with_one_profile(frames)
         events = open_events(event_place(stack, args), frames) if args.event_dir else []
         source = FrameSource(one_profile, True, EventStack(events, args.event_positive) if events else None)
@@ -253,8 +259,9 @@ def check_stack(stack: Path, results: Results, run: dict[str, Any], model: nn.Mo
                   "aligned"] if seen and seen.moving() else []
         return {"status": "planned", **describe_frames_of([frames[k] for k in order], source.first),
                 "order": args.order, "memory_gib": memory, "preparation": {"motion": report.get("motion")},
-                "others": list_jobs(jobs, order, stack),
-                "notices": taken + converted + report["notices"] + moving + describe_duplicates(frames, source)}
+                "units_um": units and units._asdict(), "others": list_jobs(jobs, order, stack),
+                "notices": (taken + in_units + converted + report["notices"] + moving
+                            + describe_duplicates(frames, source))}
 
 
 def describe(entry: dict[str, Any]) -> str:

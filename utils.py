@@ -307,11 +307,12 @@ class OnUse:
         return getattr(importlib.import_module(self._package), name)
 
 
-def optional_package(package: str, what: str, path: Path):
+def optional_package(package: str, what: str, path: str | Path, file: str = "requirements-formats.txt"):
+    """Return a package that only some need. Raises UserError, which names the file of requirements that brings it."""
     try:
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
-        raise UserError(f"{path}: {what} needs {package}: pip install -r requirements-formats.txt") from None
+        raise UserError(f"{path}: {what} needs {package}: pip install -r {file}") from None
 
 
 def describe_bytes(size: float) -> str:

@@ -33,6 +33,7 @@ from model import (
     upsample,
     upsample_window,
 )
+from norms import GroupNorm
 
 GAIN = 6  # most pixels have no event; this makes the variance of event frames about 1
 
@@ -92,7 +93,7 @@ class EventEncoder(nn.Module):
         widths = (inputs, *channels)
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False)
                                           for a, b in zip(widths, channels, strict=False))
-        self.norms = nn.ModuleList(nn.GroupNorm(groups, c) if groups else nn.Identity() for c in channels)
+        self.norms = nn.ModuleList(GroupNorm(groups, c) if groups else nn.Identity() for c in channels)
 
     def forward(self, seen: Tensor) -> list[Tensor]:
         x, scales = seen, []

@@ -1,4 +1,4 @@
-"""What belongs to a picture besides its pixels: ICC profile, EXIF, resolution."""
+"""What belongs to a picture besides its pixels: ICC profile, EXIF, resolution, the spacing of a microscope's frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pictures.listing import HEIF_SUFFIXES, RAW_SUFFIXES, Page
+from pictures.listing import HEIF_SUFFIXES, RAW_SUFFIXES, TIFF_SUFFIXES, Page
 from utils import optional_package
 
 
@@ -76,17 +76,52 @@ def _clean_exif(exif: Image.Exif) -> Image.Exif | None:
 
 def _microscope_dpi(path: Path) -> tuple[float, float] | None:
     """Return the resolution that OME or ImageJ metadata give as a length per pixel."""
+    spacing = read_spacing(path)
+    return (MICROMETRES["inch"] / spacing.x, MICROMETRES["inch"] / spacing.y) if spacing.x and spacing.y else None
+
+
+class Spacing(NamedTuple):
+    """How far frames and pixels lie apart, in micrometres; None where it is not known."""
+
+    z: float | None = None  # from frame to frame
+    x: float | None = None  # from pixel to pixel, across
+    y: float | None = None  # and down
+
+
+# of the names that OME, ImageJ and people give to units of length; \u03bc is the Greek letter, \u00b5 the sign
+MICROMETRES = {"nm": 1e-3, "um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "microns": 1.0, "\\u00B5m": 1.0,
+               "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
+
+
+def read_spacing(frame: str | Path | Page) -> Spacing:
+    """Read the spacing of frames and pixels from the OME or ImageJ metadata of a TIFF.
+
+    What is missing, damaged, zero, in no unit of length (ImageJ's "pixel"), or of another kind of file is None. The
+    resolution in dots per inch of other files is that of a print, not of what was photographed.
+    """
     from tifffile import TiffFile
 
-    per_inch = {"nm": 25.4e6, "µm": 25400, "um": 25400, "micron": 25400, "\\u00B5m": 25400, "mm": 25.4, "cm": 2.54,
-                "inch": 1}
-    with TiffFile(path) as tif:
-        if tif.is_ome:
-            pixels = dict(re.findall(r'(\w+)="([^"]*)"', re.search(r"<Pixels[^>]*>", tif.ome_metadata)[0]))
-            unit = {axis: per_inch[pixels.get(f"PhysicalSize{axis}Unit", "µm")] for axis in "XY"}
-            return tuple(unit[axis] / float(pixels[f"PhysicalSize{axis}"]) for axis in "XY")
-        if tif.is_imagej and tif.imagej_metadata.get("unit") in per_inch:
-            unit = per_inch[tif.imagej_metadata["unit"]]
-            tags = [tif.pages[0].tags[name].value for name in ("XResolution", "YResolution")]
-            return tuple(pixels / units * unit for pixels, units in tags)
+    path = frame.path if isinstance(frame, Page) else Path(frame)
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return Spacing()
+    with contextlib.suppress(Exception):
+        with TiffFile(path) as tif:
+            if tif.is_ome:
+                pixels = dict(re.findall(r'(\w+)="([^"]*)"', re.search(r"<(?:\w+:)?Pixels[^>]*>", tif.ome_metadata)[0]))
+                return Spacing(*(_micrometres(pixels.get(f"PhysicalSize{axis}"),
+                                              pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m")) for axis in "ZXY"))
+            if tif.is_imagej:
+                about = tif.imagej_metadata
+                unit = about.get("unit")
+                tags = [tif.pages[0].tags.get(name) for name in ("XResolution", "YResolution")]
+                x, y = (tag.value[1] / tag.value[0] if tag and tag.value[0] else None for tag in tags)
+                return Spacing(_micrometres(about.get("spacing"), about.get("zunit", unit)), _micrometres(x, unit),
+                               _micrometres(y, about.get("yunit", unit)))
+    return Spacing()
+
+
+def _micrometres(value: object, unit: object) -> float | None:
+    with contextlib.suppress(TypeError, ValueError, KeyError):
+        length = abs(float(value)) * MICROMETRES[str(unit).strip()]  # a stage that moves down has steps below 0
+        return length if 0 < length < float("inf") else None
     return None

@@ -21,11 +21,13 @@ import numpy as np
 from outputs import check_output, locked, read_record, write_together
 from pictures.listing import Page
 from pictures.reading import read_image
+from prediction.heights import HEIGHT, HEIGHT_FLAGS
 from utils import UserError, natural_key
 
 FREE = ("input_dir", "event_dir", "output_dir", "test_root", "image_root", "event_root", "test_datasets", "recursive",
         "overview", "dry_run", "json", "skip_existing", "model_path", "device", "compile", "max_memory", "tile",
-        "save_transforms", "max_frames", "reverse", "apply_to", "channel", "load_result")
+        "save_transforms", "max_frames", "reverse", "apply_to", "channel", "load_result",
+        "height", "surface")
 # flags that results do not depend on, or that another value here stands for
 
 
@@ -45,6 +47,8 @@ def settings_that_count(args: argparse.Namespace, events: bool = False) -> dict[
         settings["load_transforms"] = digest_of(Path(args.load_transforms).read_bytes())
     unused = {"quality": args.output_format != "jpg", "model": args.register == "none",
               "overview_crop": not getattr(args, "overview", False), "event_positive": not events}
+    unused |= {name: getattr(args, name, None) is None for name in HEIGHT_FLAGS}
+    unused["triangles"] = not getattr(args, "surface", None)
     return json.loads(json.dumps({name: value for name, value in settings.items() if not unused.get(name)}))
 
 
@@ -175,6 +179,8 @@ def is_damaged(path: Path) -> bool:
     try:
         if path.suffix == ".npy":
             np.load(path)
+        elif path.name == HEIGHT or path.suffix in (".csv", ".glb", ".ply"):  # no picture that read_image reads
+            return not path.stat().st_size
         else:
             read_image(path)
     except (UserError, ValueError, EOFError, OSError):

@@ -49,7 +49,7 @@ class Focus(NamedTuple):
 
 
 class StackResult(NamedTuple):
-    files: dict[str, np.ndarray]  # content by file name: pictures, and arrays (.npy)
+    files: dict[str, np.ndarray | bytes]  # content by file name: pictures, arrays (.npy), and what is encoded
     metadata: Metadata  # of the middle frame, for the fused picture
     quality: int
     report: dict[str, Any]  # plain values: how the stack was prepared
@@ -57,6 +57,8 @@ class StackResult(NamedTuple):
 
     def encode(self, name: str) -> bytes:
         """Return a file's content as bytes."""
+        if isinstance(self.files[name], bytes):
+            return self.files[name]
         if name.endswith(".npy"):
             file = io.BytesIO()
             np.save(file, self.files[name])

@@ -18,6 +18,7 @@ from pictures.listing import Page
 from pictures.profiles import Recoloured
 from pictures.reading import check_alike, read_image
 from pictures.values import white_level
+from streaming.alike import mark_unlike
 from streaming.noise import frame_noise
 from utils import UserError
 
@@ -89,9 +90,7 @@ class FrameSource:
             check_alike(self.name(k), frame, self.name(0), self.first)
             if k not in self.checksums:  # in the first pass only
                 self.checksums[k] = zlib.crc32(np.ascontiguousarray(frame))
-                a, b = (np.atleast_3d(image) for image in (frame, self.first))
-                for channel in range(a.shape[2]):  # one by one: seven times as fast as all at once
-                    self.alike &= a[..., channel] == b[..., channel]
+                mark_unlike(self.alike, frame, self.first)
             yield frame
 
     def read_events(self) -> Iterator[np.ndarray]:
