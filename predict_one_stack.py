@@ -4,6 +4,7 @@
     python predict_one_stack.py --input_dir stacks --recursive --output_dir output --skip_existing
     python predict_one_stack.py --model_path event_stackmff/model.pth --input_dir assets/motorcycle \\
            --event_dir assets/motorcycle_events --output_dir output
+    python predict_one_stack.py --input_dir brightfield --apply_to dapi gfp --output_dir output
 
 Writes fused.png (every pixel copied from one frame, at the frames' bit depth), focus_index.png and .npy (which frame,
 from 0), depth.png (16 bit, near = 0) and .npy, depth_color.png and confidence.png. The exit code is 0 only if every
