@@ -76,7 +76,7 @@ PROGRAM = "predict_one_stack.py"
 # --------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parser_of_one_stack() -> Parser:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
@@ -99,6 +99,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_alike_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = parser_of_one_stack()
     args = parser.parse_args(argv)
     check_alike_flags(args, parser)
     args.overview = args.overview or args.overview_crop is not None
