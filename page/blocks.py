@@ -176,10 +176,10 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
                     with gr.Row():
                         with gr.Column(scale=3, min_width=320):
                             clicked = gr.Image(show_label=False, interactive=False, type="filepath", buttons=[],
-                                               format="png", elem_id="clicked")
+                                               elem_id="clicked")
                         with gr.Column(scale=2, min_width=320):
                             chart = gr.HTML(elem_id="chart")
-                    strip = gr.Image(show_label=False, interactive=False, buttons=[], visible=False, format="png",
+                    strip = gr.Image(show_label=False, interactive=False, buttons=[], visible=False, type="filepath",
                                      elem_id="strip")
                 with gr.Tab("Files"):
                     pack = gr.DownloadButton("Everything as a zip file", elem_id="zip")
@@ -243,8 +243,11 @@ def build_page(sessions: Sessions, root: Path, limits: Limits) -> gr.Blocks:
             if view is None:
                 return gr.skip(), gr.skip(), gr.skip(), gr.skip()
             pixel = view.look_at(*map(int, event.index))
+            place = f"{pixel.x}_{pixel.y}"
+            frames = str(view.keep(f"frames_{place}", lambda: draw_strip(pixel)))
             return (describe_pixel(pixel, view.names), draw_chart(pixel, view.names),
-                    gr.update(value=draw_strip(pixel), visible=True), mark_pixel(view.fused, pixel))
+                    gr.update(value=frames, visible=True),
+                    str(view.keep(f"marked_{place}", lambda: mark_pixel(view.fused, pixel))))
 
         def cancel(request: gr.Request) -> None:
             if work := of(request).work:

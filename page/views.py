@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -67,10 +67,14 @@ class StackView:
 
     def picture(self, name: str) -> Path:
         """Return a file that the browser shows: fused, focus_map, depth, confidence or frame_K (K from 1)."""
+        return self.keep(name, lambda: self.draw(name))
+
+    def keep(self, name: str, draw: Callable[[], np.ndarray]) -> Path:
+        """Return the file of a picture, drawn if it is not there; it goes when this stack goes."""
         suffix = ".png" if self.index.size <= LOSSLESS else ".jpg"
         path = self.place / "shown" / f"{name}{suffix}"
         if not path.is_file():
-            write_image(path, self.draw(name))
+            write_image(path, draw())
         return path
 
     def draw(self, name: str) -> np.ndarray:
