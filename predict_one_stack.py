@@ -4,6 +4,7 @@
     python predict_one_stack.py --input_dir stacks --recursive --output_dir output --skip_existing
     python predict_one_stack.py --model_path event_stackmff/model.pth --input_dir assets/motorcycle \\
            --event_dir assets/motorcycle_events --output_dir output
+    python predict_one_stack.py --input_dir brightfield --apply_to dapi gfp --output_dir output
 
 Writes fused.png (every pixel copied from one frame, at the frames' bit depth), focus_index.png and .npy (which frame,
 from 0), depth.png (16 bit, near = 0) and .npy, depth_color.png and confidence.png. The exit code is 0 only if every
@@ -75,7 +76,7 @@ PROGRAM = "predict_one_stack.py"
 # --------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parser_of_one_stack() -> Parser:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
@@ -98,6 +99,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_alike_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = parser_of_one_stack()
     args = parser.parse_args(argv)
     check_alike_flags(args, parser)
     args.overview = args.overview or args.overview_crop is not None

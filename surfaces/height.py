@@ -22,7 +22,7 @@ def find_height(depth: np.ndarray, num_frames: int, z_step: float) -> np.ndarray
 
 
 def encode_height(height: np.ndarray, units: Units) -> bytes:
-    """Return a 32-bit TIFF with ImageJ's metadata, which Bio-Formats reads, too: the pixel size and its unit.
+    """Return a 32-bit TIFF with ImageJ's metadata: the pixel size and its unit, and what the numbers are.
 
     height: float32 (H, W) in micrometres; NaN where there is none.
     """
