@@ -174,6 +174,9 @@ def open_model(args: argparse.Namespace) -> nn.Module:
     device = pick_device(args.device)
     try:
         model = load_model(args.model_path, device)
-        return model.to(memory_format=torch.channels_last) if isinstance(model, StackMFFV2) else model
+        if isinstance(model, StackMFFV2):
+            model.to(memory_format=torch.channels_last)
+            model.intra.bridge.spatial.to(memory_format=torch.contiguous_format)
+        return model
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None

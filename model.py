@@ -66,7 +66,8 @@ class AttentionBridge(nn.Module):
     def forward(self, scales: list[Tensor]) -> list[Tensor]:
         attended = []  # u and v = u + t of every scale
         for t in scales:
-            s = torch.sigmoid(self.spatial(torch.cat((t.mean(1, keepdim=True), t.amax(1, keepdim=True)), dim=1)))
+            both = torch.cat((t.mean(1, keepdim=True), t.amax(1, keepdim=True)), dim=1)
+            s = torch.sigmoid(self.spatial(both.contiguous()))  # not channels last: of two it is slow
             attended.append((s * t, s * t + t))
         pooled = torch.cat([self.pool(v).flatten(1) for _, v in attended], dim=1)
         pooled = self.mix(pooled[:, None])[:, 0]  # (B, sum of C)

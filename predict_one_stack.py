@@ -4,6 +4,7 @@
     python predict_one_stack.py --input_dir stacks --recursive --output_dir output --skip_existing
     python predict_one_stack.py --model_path event_stackmff/model.pth --input_dir assets/motorcycle \\
            --event_dir assets/motorcycle_events --output_dir output
+    python predict_one_stack.py --input_dir brightfield --apply_to dapi gfp --output_dir output
 
 Writes fused.png (every pixel copied from one frame, at the frames' bit depth), focus_index.png and .npy (which frame,
 from 0), depth.png (16 bit, near = 0) and .npy, depth_color.png and confidence.png. The exit code is 0 only if every
@@ -50,6 +51,7 @@ from prediction.stack import (
     GO_ON,
     MAPS,
     STACK_ERRORS,
+    LookAhead,
     add_stack_flags,
     check_stack_flags,
     choose_results,
@@ -74,7 +76,7 @@ PROGRAM = "predict_one_stack.py"
 # --------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parser_of_one_stack() -> Parser:
     parser = Parser(__doc__)
     files = parser.add_argument_group("files")
     files.add_argument("--input_dir", required=True,
@@ -97,6 +99,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_alike_flags(parser)
     add_stack_flags(parser)
     parser.set_defaults(register="auto", order="auto")
+    return parser
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = parser_of_one_stack()
     args = parser.parse_args(argv)
     check_alike_flags(args, parser)
     args.overview = args.overview or args.overview_crop is not None
@@ -153,6 +160,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         summary["stacks"] = fuse_by_result(root, results[0], settings_that_count(args), args)
         tell_entries(summary["stacks"], args)
         return tell_failures(summary["stacks"])
+    ahead = None if args.dry_run or args.skip_existing else LookAhead(stacks[0], args)
     model = open_model(args)
     given, notices = choose_results(names, model, args)
     for notice in notices:
@@ -163,7 +171,8 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= (check_stack if args.dry_run else fuse_one)(stack, result, run, model, args)
+            entry |= (check_stack(stack, model, args) if args.dry_run
+                      else fuse_one(stack, result, run, model, args, ahead))
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}
         others = entry.pop("others", [])
@@ -189,16 +198,16 @@ def tell_failures(entries: Iterable[dict[str, Any]]) -> int:
     return 1 if failed else 0
 
 
-def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
-             args: argparse.Namespace) -> dict[str, Any]:
+def fuse_one(stack: Path, results: Results, run: dict[str, Any], model: nn.Module, args: argparse.Namespace,
+             ahead: LookAhead | None) -> dict[str, Any]:
     """Fuse a stack or a video into its files, made with what `describe_run` says. Returns its entry of the summary."""
     with opened_stack(stack, args.max_frames, True, args.channel) as (frames, taken):
-        entry = fuse_frames(frames, stack, results, run, model, args)
+        entry = fuse_frames(frames, stack, results, run, model, args, ahead)
     return entry | {"notices": taken + entry["notices"]}
 
 
 def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, run: dict[str, Any], model: nn.Module,
-                args: argparse.Namespace) -> dict[str, Any]:
+                args: argparse.Namespace, ahead: LookAhead | None) -> dict[str, Any]:
     """Fuse the frames of a stack or video into their files, and then the other stacks of the sweep that the flags name.
 
     Returns their entry of the summary, with those of the others.
@@ -214,7 +223,7 @@ def fuse_frames(frames: Sequence[Path | Page], stack: Path, results: Results, ru
         saved = None if all(job.kept for job in jobs) else load_result(results.folder, PROGRAM)[0]
         return {"status": "skipped", "files": names, "notices": notices, "others": fuse_others(jobs, saved, args)}
     begin = time.perf_counter()
-    with focused_files(frames, model, args, progress=True, events=events) as (result, focus):
+    with focused_files(frames, model, args, progress=True, events=events, ahead=ahead) as (result, focus):
         if args.overview:
             result.files["overview.png"] = make_overview(frames, result.files, args.overview_crop,
                                                           result.report.get("crop", (0, 0))[:2])

@@ -59,11 +59,14 @@ METHODS = {
     "reduced": FusionSettings(precision="reduced"),
     "fast": FusionSettings(speed="fast"),
     "fast reduced": FusionSettings(speed="fast", precision="reduced"),
+    "blend": FusionSettings(sampling="blend"),
+    "fast blend": FusionSettings(speed="fast", sampling="blend"),
     "full all": FusionSettings(frames="all"),
     "fast all": FusionSettings(speed="fast", frames="all"),
 }
 PROGRAM = {"full": (), "compiled": ("--compile",), "reduced": ("--precision", "reduced"), "fast": ("--speed", "fast"),
-           "fast reduced": ("--speed", "fast", "--precision", "reduced"), "full all": ("--frames", "all"),
+           "fast reduced": ("--speed", "fast", "--precision", "reduced"), "blend": ("--sampling", "blend"),
+           "fast blend": ("--speed", "fast", "--sampling", "blend"), "full all": ("--frames", "all"),
            "fast all": ("--speed", "fast", "--frames", "all")}  # flags of predict_one_stack.py
 PEER_SIZES = ("7x2048x1536", "20x1280x960", "20x4000x3000")
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
@@ -114,10 +117,11 @@ def plain_sweep(volume: Tensor, gates: Tensor, gates_bias: Tensor, candidate: Te
 # --------------------------------------------------------------------------- one measurement
 
 
-def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None) -> dict:
+def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_memory: float | None,
+            fused: str | None = None) -> dict:
     """Fuse a stack once in this process. Returns {"seconds", "gigabytes"}: wall time and peak memory.
 
-    Memory is what the process holds, on CUDA what it holds of the card.
+    Memory is what the process holds, on CUDA what it holds of the card. fused: where to write the picture.
     """
     model = open_model(argparse.Namespace(model_path=model_path, device=device_name))
     paths = list_images(stack_dir)[0]
@@ -131,11 +135,13 @@ def measure(method: str, stack_dir: str, model_path: str, device_name: str, max_
     for _ in range(warm_up):
         run_once(model, paths, settings)
     begin = time.perf_counter()
-    run_once(model, paths, settings)
+    picture = run_once(model, paths, settings)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     if next(model.parameters()).is_cuda:
         peak = torch.cuda.max_memory_reserved()
+    if fused:
+        write_image(fused, picture)
     return {"seconds": seconds, "gigabytes": peak / 2**30}
 
 
@@ -378,7 +384,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.peer = dict(args.peer)
     args.methods = args.methods or (["full", "fast"] if args.peer else
-                                    [method for method in METHODS if not method.endswith(" all")])
+                                    [method for method in METHODS if not method.endswith((" all", "blend"))])
     if args.peer and ("plain" in args.methods or args.scaling):
         parser.error("--peer measures programs: plain is none, and --scaling is without peers")
     return args

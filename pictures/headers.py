@@ -22,6 +22,11 @@ class Kind(NamedTuple):
     colour: bool
     bits: int
 
+    @property
+    def bytes(self) -> int:
+        """What the picture needs in memory."""
+        return self.width * self.height * (3 if self.colour else 1) * self.bits // 8
+
     def __str__(self) -> str:
         return f"{self.width}x{self.height} {'colour' if self.colour else 'grey'} {self.bits}-bit"
 

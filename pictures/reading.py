@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +17,8 @@ from pictures.headers import TIFF_MAGIC, Kind, check_headers, refuse_unlike
 from pictures.listing import HEIF_SUFFIXES, RAW_SUFFIXES, Page, list_images
 from pictures.profiles import Recoloured, recolour
 from utils import UserError, optional_package
+
+Read = TypeVar("Read")
 
 Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no attack
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # read_image says what is wrong, in one line
@@ -184,6 +189,17 @@ def check_alike(path: Path | Page, frame: np.ndarray, first_path: Path | Page, f
     if (frame.shape, frame.dtype) != (first.shape, first.dtype):
         kinds = (Kind(*image.shape[1::-1], image.ndim == 3, image.dtype.itemsize * 8) for image in (frame, first))
         refuse_unlike(path, next(kinds), first_path, next(kinds))
+
+
+def read_ahead(load: Callable[[int], Read], count: int, workers: int = 1) -> Iterator[Read]:
+    """Yield load(0), load(1) .., so many of them under way while the one before is used."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(load, k) for k in range(min(workers, count)))
+        for k in range(workers, workers + count):
+            value = ahead.popleft().result()
+            if k < count:
+                ahead.append(pool.submit(load, k))
+            yield value
 
 
 def read_depth(path: str | Path) -> np.ndarray:

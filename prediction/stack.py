@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import io
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,17 +18,25 @@ from tqdm import tqdm
 
 from fusion import Fusion, check_network, estimate_memory, focused_stack, gives_confidence, takes_events
 from pictures.events import POSITIVE, EventStack, check_event_headers, list_event_frames, pair_with_events
-from pictures.headers import check_headers
+from pictures.headers import check_headers, read_header
 from pictures.listing import Page, list_frames
 from pictures.metadata import Metadata, read_metadata
 from pictures.reading import read_image
 from pictures.values import colorize, quantize, to_uint8
 from pictures.video import is_video
 from pictures.writing import encode_image
-from preparation.stack import Placing, add_preparation_flags, check_flags, prepare_stack, unmoved
+from preparation.stack import (
+    FirstLook,
+    Placing,
+    add_preparation_flags,
+    check_flags,
+    look_at_stack,
+    prepare_stack,
+    unmoved,
+)
 from preparation.video import extract_sweep
 from streaming.frames import FrameSource
-from streaming.memory import FocusMaps
+from streaming.memory import FocusMaps, memory_limit
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
 from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
 STACK_ERRORS = (UserError, OSError, MemoryError, RuntimeError, cv2.error)  # what ends one stack, not the others
 CONFIDENCE = "confidence.png"
 MAPS = ("focus_index.png", "focus_index.npy", "depth.png", "depth.npy", "depth_color.png", CONFIDENCE)
+KEPT = 192 << 20  # bytes
 GO_ON = "add --skip_existing to go on from here"
 
 
@@ -148,7 +158,7 @@ def open_stack(source: Path, channel: int | None = None) -> list[Path | Page]:
     return frames
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_stack(source: Path, max_frames: int, progress: bool,
                  channel: int | None = None) -> Iterator[tuple[list[Path | Page], list[str]]]:
     """Give the frames of a folder, a multi-page file (of several channels one) or a video, and lines on what was taken.
@@ -193,6 +203,38 @@ def order_events(events: Sequence[Path | Page], order: Sequence[int], report: Ma
     return EventStack(events, positive, list(order) != names, crop)
 
 
+class LookAhead:
+    """A first look at the frames of a small stack, in a thread, while the network is loaded.
+
+    What is wrong with them, and with large ones, is found when the stack's turn has come.
+    """
+
+    def __init__(self, source: Path, args: argparse.Namespace) -> None:
+        self.source, self.args = source, args
+        self.frames, self.look = [], None
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):
+            frames = [] if is_video(self.source) else list_frames(self.source, self.args.channel)[0]
+            room = kept_memory(self.args)
+            header = read_header(frames[0])
+            if header and len(frames) * header.bytes <= room:
+                self.frames, self.look = frames, look_at_stack(frames, self.args, room=room)
+
+    def take(self, frames: Sequence[Path | Page]) -> FirstLook | None:
+        """Return what was seen of these frames, once; None if they were not looked at."""
+        self.thread.join()
+        look, self.look = self.look, None
+        return look if self.frames == list(frames) else None
+
+
+def kept_memory(args: argparse.Namespace) -> float:
+    """Return the bytes of frames up to which a stack is decoded once and kept; larger ones are read for each pass."""
+    return 0 if args.max_memory else min(KEPT, memory_limit(settings_from(args)) / 8)
+
+
 def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace, progress: bool = False,
                events: Sequence[Path | Page] | None = None) -> StackResult:
     """Prepare and fuse frames that are given in the order of their names, with their event frames if there are some.
@@ -204,19 +246,24 @@ def fuse_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.N
         return result
 
 
-@contextmanager
+@contextlib.contextmanager
 def focused_files(frames: Sequence[Path | Page], model: nn.Module, args: argparse.Namespace, progress: bool = False,
-                  events: Sequence[Path | Page] | None = None) -> Iterator[tuple[StackResult, Focus]]:
-    """Fuse as `fuse_files` does, and keep what other stacks of the same sweep are fused by."""
+                  events: Sequence[Path | Page] | None = None,
+                  ahead: LookAhead | None = None) -> Iterator[tuple[StackResult, Focus]]:
+    """Fuse as `fuse_files` does, and keep what other stacks of the same sweep are fused by.
+
+    ahead: the frames may have been looked at there.
+    """
     frames = list(frames)
     check_headers(frames)
     if args.output_format == "jpg" and read_image(frames[0]).dtype != np.uint8:
         raise UserError(f"{frames[0]}: 16 bit, and JPEG holds 8; use --output_format png or tiff")
-    with ExitStack() as kept:
+    with contextlib.ExitStack() as kept:
         with temporary_folder() as folder:
-            prepared = prepare_stack(frames, args, folder, progress)
+            look = ahead and ahead.take(frames) or look_at_stack(frames, args, progress, kept_memory(args))
+            prepared = prepare_stack(frames, args, folder, progress, look)
             event_stack = order_events(events, prepared.order, prepared.report, args.event_positive) if events else None
-            source = FrameSource(prepared.frames, progress, event_stack)
+            source = FrameSource(prepared.frames, progress, event_stack, prepared.pictures)
             say_if_exceeded(source, model, args)
             result, maps = kept.enter_context(focused_stack(source, model, settings_from(args, progress)))
         placing = prepared.placing or unmoved(prepared.order, source.first.shape)

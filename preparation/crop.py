@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pictures.values import luma
-from preparation.frames import corners, transform_points
+from preparation.frames import corners, grey_of, transform_points
 from utils import OnUse, UserError
 
 optimize = OnUse("scipy.optimize")
@@ -16,12 +15,12 @@ BRIGHT, GROUND = -1, -2  # a side without margin: the picture reaches it; dark, 
 
 
 def black_margins(image: np.ndarray) -> list[int]:
-    """Return the lines of (H, W[, 3]) that are a black border at the left, top, right and bottom.
+    """Return the lines of a frame (H, W[, 3]) or its luma that are a black border at the left, top, right and bottom.
 
     BRIGHT where the outermost line is as bright as what follows, 0 where only it is darker, as resampling leaves it;
     GROUND where the picture gets dark on the way to its edge, or black otherwise than a border does.
     """
-    grey = luma(image)
+    grey = grey_of(image)
     black = grey <= grey.max() * 8 / 255
     margins = []
     for turns in (-1, 0, 1, 2):  # this side becomes the upper one

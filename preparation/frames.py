@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pictures.reading import check_alike, read_image
+from pictures.values import luma
 
 FINE_SIDE, COARSE_SIDE = 2048, 1024  # longest side in pixels at which motion is refined, and at which it is found
 
@@ -30,6 +31,11 @@ def read_frames(frames: Sequence, what: str, progress: bool) -> Iterator[np.ndar
         like = np.broadcast_to(np.zeros(1, image.dtype), image.shape) if like is None else like  # takes no memory
         check_alike(frame, image, frames[0], like)
         yield image
+
+
+def grey_of(image: np.ndarray) -> np.ndarray:
+    """Return the luma of a frame (H, W[, 3]); of what is its luma already, float32 (H, W), itself."""
+    return image if image.dtype == np.float32 else luma(image)
 
 
 def shrink(image: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
+from pictures.headers import read_header
+from pictures.reading import check_alike, read_ahead, read_image
 from pictures.values import luma
 from preparation.crop import black_margins, margins_to_cut
-from preparation.frames import FINE_SIDE, name_of_frame, read_frames, shrink
+from preparation.frames import FINE_SIDE, grey_of, name_of_frame, shrink
 from preparation.steadiness import Copies
 
+LOOKING = 512 << 20  # bytes for frames that are looked at at a time, if it is more than one
 SWEEP_RATIO, SWEEP_TAU = 1.5, 0.9  # an order so much longer than the shortest and so unlike it is no sweep
 
 
-def find_order(frames: Sequence, wish: str, progress: bool = False,
-               copies: Copies | None = None) -> tuple[list[int], dict[str, Any]]:
+def find_order(frames: Sequence, wish: str, progress: bool = False, copies: Copies | None = None,
+               pictures: list[np.ndarray] | None = None) -> tuple[list[int], dict[str, Any]]:
     """Return the focal order and the beginning of the report.
 
     wish: name (say so if that does not look like a sweep), auto (by sharpness if it does not), sharpness, reverse.
-    copies: get the frames, as they are read here.
+    copies, pictures: get the frames, as they are read here.
     """
     n = len(frames)
     names = list(range(n))
     report: dict[str, Any] = {"order": wish, "sweep": None, "notices": []}
-    signatures, margins = [], []
-    for frame in read_frames(frames, "order", progress):
-        signatures.append(focus_signature(frame))
-        margins.append(black_margins(frame))
-        if copies is not None:
-            copies.add(frame)
-    report["black_margins"] = margins_to_cut(np.array(margins), frame.shape)
+    alike, signatures, margins, small = zip(*look_at_frames(frames, progress, copies, pictures is not None),
+                                            strict=True)
+    if copies is not None:
+        copies.small += small
+    if pictures is not None:
+        pictures += alike
+    report["black_margins"] = margins_to_cut(np.array(margins), alike[0].shape)
     if wish == "reverse":
         return names[::-1], report
     if n < 3:
@@ -46,6 +51,28 @@ def find_order(frames: Sequence, wish: str, progress: bool = False,
         report["notices"].append("order: by name the focus jumps to and fro; if the frames are mixed up use "
                                  "--order auto")
     return names, report
+
+
+def look_at_frames(frames: Sequence, progress: bool, copies: Copies | None, whole: bool) -> Iterator[tuple]:
+    """Yield what is to be known of every frame: its signature, its margins and its small copy, if there are copies.
+
+    Before these comes the whole frame, or one like it that takes no memory.
+    """
+    header = read_header(getattr(frames[0], "frame", frames[0]))
+    workers = min(8, len(frames), os.cpu_count() or 1, LOOKING // (12 * header.width * header.height)) if header else 1
+
+    def look(k: int) -> tuple:
+        image = read_image(frames[k])
+        grey = luma(image)
+        like = image if whole else np.broadcast_to(np.zeros(1, image.dtype), image.shape)
+        return like, focus_signature(grey), black_margins(grey), copies.shrunk(grey) if copies else None
+
+    first = None
+    for k, seen in enumerate(tqdm(read_ahead(look, len(frames), max(1, workers)), "order", len(frames), unit="frame",
+                                  leave=False, disable=not progress)):
+        first = first or seen
+        check_alike(frames[k], seen[0], frames[0], first[0])
+        yield seen
 
 
 def describe_order(frames: Sequence, found: list[int], wish: str) -> str:
@@ -72,8 +99,8 @@ def order_by_sharpness(features: np.ndarray) -> tuple[list[int], bool | None]:
 
 
 def focus_signature(image: np.ndarray, rows: int = 12, columns: int = 16) -> np.ndarray:
-    """Return where a frame (H, W[, 3]) is sharp: detail of three sizes per block, float32 (3, rows, columns)."""
-    grey, _ = shrink(luma(image), FINE_SIDE)
+    """Return where a frame (H, W[, 3]), or its luma, is sharp: detail of three sizes per block, (3, rows, columns)."""
+    grey, _ = shrink(grey_of(image), FINE_SIDE)
     grey = grey / max(float(grey.mean()), 1e-3)  # exposure may differ
     bands = []
     while len(bands) < 3 and (min(grey.shape) >= 4 or not bands):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from pictures.headers import check_headers
+from pictures.headers import check_headers, read_header
 from pictures.profiles import with_one_profile
 from pictures.reading import read_image
 from pictures.writing import write_image
@@ -39,6 +39,18 @@ class Prepared(NamedTuple):
     order: list[int]  # order[k]: number from 0, in the order given, of the frame that became frame k
     report: dict[str, Any]  # plain values; "notices": lines for the user
     placing: Placing | None  # None: every frame stays where it is
+    pictures: list[np.ndarray] | None = None  # the frames, if they were kept since they were looked at
+
+
+class FirstLook(NamedTuple):
+    """What is found when the frames of a stack are read for the first time."""
+
+    frames: list  # those given, read in one ICC profile
+    converted: list[str]  # lines for the user
+    order: list[int]
+    report: dict[str, Any]  # its beginning
+    motion: Motion | None  # if --register auto asks
+    pictures: list[np.ndarray] | None  # the frames, if they are kept
 
 
 def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,18 +76,18 @@ def add_preparation_flags(parser: argparse.ArgumentParser) -> None:
                             "sharpness: find the focal order of mixed up frames; reverse: they run from far to near")
 
 
-def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False) -> Prepared:
+def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, progress: bool = False,
+                  look: FirstLook | None = None) -> Prepared:
     """Order, align and equalise a stack as the flags of `add_preparation_flags` say; colours to one ICC profile.
 
     frames: what `read_image` reads, in the order of their names. If pixels must change, all frames are written into
-    `folder` as 00001.png .. in focal order; else the frames given are returned. At most three are in memory.
+    `folder` as 00001.png .. in focal order; else the frames given are returned. At most three are in memory, and some
+    more while they are looked at. look: what was seen of these frames, if they were looked at before (`look_at_stack`).
     Raises UserError if the frames differ in size or type, or in ICC profiles that cannot be converted, do not overlap,
     or do not fit the transforms loaded.
     """
     check_flags(args)
-    check_headers(frames)
-    frames, converted = with_one_profile(frames)
-    order, report, seen = examine_stack(frames, args, progress)
+    frames, converted, order, report, seen, pictures = look or look_at_stack(frames, args, progress)
     report["notices"] += converted
     report |= {"register": args.register, "model": args.model, "match_exposure": args.match_exposure}
     cut = report["black_margins"]
@@ -83,8 +95,9 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
     aligned = None
     if seen.moving() if args.register == "auto" and seen else args.register not in ("none", "auto"):
         aligned = align(ordered, order, seen, args, report, progress)
+    pictures = pictures and [pictures[k] for k in order]
     if not (any(cut) or aligned or args.load_transforms or args.save_transforms or args.match_exposure):
-        return Prepared(ordered, order, report, None)
+        return Prepared(ordered, order, report, None, pictures)
 
     if args.load_transforms:
         transforms, crop, size = load_transforms(args.load_transforms, frames)
@@ -105,8 +118,8 @@ def prepare_stack(frames: Sequence, args: argparse.Namespace, folder: Path, prog
                                  f"{crop[2]}x{crop[3]} pixels; --keep_borders leaves them")
     report |= {"size": list(size), "crop": list(crop)}
     placing = Placing(order, transforms, tuple(crop), tuple(size))
-    return Prepared(place_frames(ordered, placing, args.match_exposure, folder, report, progress), order, report,
-                    placing)
+    placed = place_frames(ordered, placing, args.match_exposure, folder, report, progress)
+    return Prepared(placed, order, report, placing, pictures if placed == ordered else None)
 
 
 def prepare_alike(frames: Sequence, placing: Placing, exposure: bool, folder: Path,
@@ -139,12 +152,28 @@ def place_frames(ordered: Sequence, placing: Placing, exposure: bool, folder: Pa
     return write_aligned(ordered, transforms, gains, crop, folder, progress)
 
 
-def examine_stack(frames: Sequence, args: argparse.Namespace,
-                  progress: bool) -> tuple[list[int], dict[str, Any], Motion | None]:
-    """Read all frames once: their order, the beginning of the report, and how they move if --register auto asks."""
+def look_at_stack(frames: Sequence, args: argparse.Namespace, progress: bool = False, room: float = 0) -> FirstLook:
+    """Look at frames as `prepare_stack` does first, and keep them if they need no more than `room` bytes.
+
+    Raises UserError if they differ in size or type, or in ICC profiles that cannot be converted.
+    """
+    check_headers(frames)
+    header = read_header(frames[0])
+    size = len(frames) * header.bytes if header else room + 1
+    one_profile, converted = with_one_profile(frames)
+    pictures = [] if size <= room else None
+    return FirstLook(one_profile, converted, *examine_stack(one_profile, args, progress, pictures), pictures)
+
+
+def examine_stack(frames: Sequence, args: argparse.Namespace, progress: bool,
+                  pictures: list[np.ndarray] | None = None) -> tuple[list[int], dict[str, Any], Motion | None]:
+    """Read all frames once: their order, the beginning of the report, and how they move if --register auto asks.
+
+    pictures: gets the frames.
+    """
     asked = args.register == "auto" and not args.load_transforms and len(frames) > 1
     copies = Copies(len(frames)) if asked else None
-    order, report = find_order(frames, args.order, progress, copies)
+    order, report = find_order(frames, args.order, progress, copies, pictures)
     if args.keep_borders:
         report["black_margins"] = [0] * 4
     seen = copies.compare(order) if copies else None

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from pictures.values import luma
-from preparation.frames import covered, motion, shrink, transform_points, warp
+from preparation.frames import covered, grey_of, motion, shrink, transform_points, warp
 from preparation.pair import FINDERS, Pair, inside_black_border, overlap
 
 SIDES = (512, 1024)  # longer side of a copy in pixels: half the picture's, within these
@@ -60,11 +59,15 @@ class Copies:
 
     def add(self, image: np.ndarray) -> None:
         """Keep a frame (H, W[, 3])."""
+        self.small.append(self.shrunk(image))
+
+    def shrunk(self, image: np.ndarray) -> np.ndarray:
+        """Return the small copy of a frame (H, W[, 3]), or of its luma."""
         self.size = image.shape[1::-1]
         side = min(max(max(self.size) // 2, SIDES[0]), SIDES[1])
         share = MEMORY / 2 / (self.num_frames * side**2 * min(self.size) / max(self.size))
-        small = shrink(luma(image), max(COARSEST, int(side * min(1, share**0.5))))[0]
-        self.small.append(np.rint(small * 65535).astype(np.uint16))
+        small = shrink(grey_of(image), max(COARSEST, int(side * min(1, share**0.5))))[0]
+        return np.rint(small * 65535).astype(np.uint16)
 
     def compare(self, order: Sequence[int]) -> Motion:
         """Compare neighbours in this order."""

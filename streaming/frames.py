@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -16,38 +14,27 @@ from pictures.events import EventStack, check_event_size
 from pictures.headers import check_headers
 from pictures.listing import Page
 from pictures.profiles import Recoloured
-from pictures.reading import check_alike, read_image
+from pictures.reading import check_alike, read_ahead, read_image
 from pictures.values import white_level
 from streaming.alike import mark_unlike
 from streaming.noise import frame_noise
 from utils import UserError
-
-Read = TypeVar("Read")
-
-
-def read_ahead(load: Callable[[int], Read], count: int) -> Iterator[Read]:
-    """Yield load(0), load(1) .., each begun when the one before it is given out."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(load, 0)
-        for k in range(count):
-            value = ahead.result()
-            if k + 1 < count:
-                ahead = pool.submit(load, k + 1)
-            yield value
 
 
 class FrameSource:
     """Frames of one size and type, read one ahead of their use, and their event frames where there are some."""
 
     def __init__(self, frames: Sequence[str | Path | Page | Recoloured | np.ndarray],
-                 progress: bool = False, events: EventStack | None = None) -> None:
+                 progress: bool = False, events: EventStack | None = None,
+                 pictures: Sequence[np.ndarray] | None = None) -> None:
+        """pictures: the frames, if they are in memory already; they need not be read then."""
         if not len(frames):
             raise UserError("no frames to fuse")
         self.frames = [Path(f) if isinstance(f, str) else f for f in frames]
         check_headers([f for f in self.frames if isinstance(f, Path | Page)])
         if events and len(events.frames) != len(self.frames):
             raise UserError(f"{len(self.frames)} frames, but {len(events.frames)} event frames; every frame needs one")
-        self.events = events
+        self.events, self.pictures = events, pictures
         self.progress = progress
         self.checksums: dict[int, int] = {}  # of the frames read so far, by number
         self.first = self.load(0)
@@ -81,6 +68,8 @@ class FrameSource:
         return Path(f"frame {k}") if isinstance(self.frames[k], np.ndarray) else self.frames[k]
 
     def load(self, k: int) -> np.ndarray:
+        if self.pictures is not None:
+            return self.pictures[k]
         return self.frames[k] if isinstance(self.frames[k], np.ndarray) else read_image(self.frames[k])
 
     def read_all(self, task: str) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 torch = OnUse("torch")
 
 GIB = 1 << 30
-TILE_MEMORY = GIB // 8  # of the recurrent stage, unless a budget is given: larger tiles are hardly faster
+TILE_MEMORY = GIB * 3 // 8  # of the recurrent stage, unless a budget is given: of smaller tiles more is halo
 SCORING_MEMORY = GIB  # of frames that are scored at a time, if it is more than one
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 from typing import NamedTuple
 
@@ -21,18 +23,20 @@ class Part(NamedTuple):
     window: range  # of the recurrent stage's pixels
 
 
-def cut_tiles(side: int, tile: int, step: int, halo: int) -> list[Part]:
-    """Cut a side into tiles with a halo. All windows are equally long: memory and compiled code serve again."""
-    parts, whole = cut_evenly(side, tile, step), math.ceil(side / step)
-    length = min(whole, math.ceil(parts[0][1] / step) + 2 * halo)
-    firsts = [min(max(0, start // step - halo), whole - length) for start, _ in parts]
-    return [Part(*part, range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
-
-
 def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
     """Return pixels start..stop of a side as a part, with its halo as far as there is one."""
     return Part(start, stop, range(max(0, start // step - halo), min(math.ceil(side / step),
                                                                      math.ceil(stop / step) + halo)))
+
+
+def cut_tiles(side: int, tile: int, step: int, halo: int, equal: bool = False) -> list[Part]:
+    """Cut a side into tiles with their halo. With equal windows, as long as the longest, compiled code serves all."""
+    parts, whole = [part_of(*part, side, step, halo) for part in cut_evenly(side, tile, step)], math.ceil(side / step)
+    if equal:
+        length = max(len(part.window) for part in parts)
+        firsts = [min(part.window.start, whole - length) for part in parts]
+        parts = [part._replace(window=range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
+    return parts
 
 
 def count_tiles(height: int, width: int, tile: int, step: int) -> int:
@@ -42,9 +46,12 @@ def count_tiles(height: int, width: int, tile: int, step: int) -> int:
 def share_evenly(height: int, width: int, tile: int, step: int, halo: int, workers: int) -> int:
     """Return the side, at most `tile`, of tiles that as many workers are soonest done with: none waits at the end."""
 
-    def duration(tile: int) -> float:
-        window = math.prod(min(tile / step + 2 * halo, side / step) for side in (height, width))
-        return math.ceil(count_tiles(height, width, tile, step) / workers) * window
+    def duration(tile: int) -> int:
+        downs, acrosses = ([len(part.window) for part in cut_tiles(side, tile, step, halo)] for side in (height, width))
+        busy_until = [0] * workers
+        for down, across in itertools.product(downs, acrosses):
+            heapq.heappushpop(busy_until, busy_until[0] + down * across)
+        return max(busy_until)
 
     parts = [range(math.ceil(side / tile), math.ceil(side / tile) + workers + 1) for side in (height, width)]
     tiles = {math.ceil(side / n / step) * step for side, counts in zip((height, width), parts, strict=True)

@@ -41,7 +41,7 @@ class FrameTile(NamedTuple):
 def tiles_of_all(num_frames: int, height: int, width: int, settings: FusionSettings, budget: Budget) -> list[FrameTile]:
     """Cut the picture into equal tiles, each with all frames."""
     step = picture_step(settings)
-    downs, acrosses = (cut_tiles(side, budget.tile, step, budget.halo) for side in (height, width))
+    downs, acrosses = (cut_tiles(side, budget.tile, step, budget.halo, settings.compile) for side in (height, width))
     return [FrameTile(down, across, range(num_frames)) for down in downs for across in acrosses]
 
 

@@ -12,7 +12,7 @@ NOWHERE = "nowhere"
 RUN_WITHOUT_INPUT = {  # scripts that would work without any flag: their flags are read, no more
     "make_datasets.make_demo", "make_datasets.make_layered", "benchmarks.speed", "benchmarks.efficiency",
     "benchmarks.training", "benchmarks.order", "benchmarks.exactness", "benchmarks.calibration", "benchmarks.quality",
-    "benchmarks.ablation", "benchmarks.alignment", "benchmarks.events"}
+    "benchmarks.ablation", "benchmarks.alignment", "benchmarks.settings", "benchmarks.events", "app"}
 
 
 class Found(Exception):

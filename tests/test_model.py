@@ -155,7 +155,7 @@ def test_the_group_norm_of_a_large_picture_does_not_depend_on_its_layout():
     with torch.inference_mode():
         expected = norm(picture)
         found = norm(picture.contiguous(memory_format=torch.channels_last))
-    assert (found - expected).abs().max() < 1e-5  # PyTorch's own is 2e-3 off
+    assert (found - expected).abs().max() < 1e-5  # PyTorch's own is 3e-4 off
 
 
 def test_padding_is_undone():

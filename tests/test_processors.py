@@ -162,4 +162,4 @@ def test_tiles_keep_all_workers_busy_to_the_end(height, width, workers):
     assert tile <= 233
     tiles = count_tiles(height, width, tile, 1)
     assert tiles >= workers and -(-tiles // workers) * workers <= 1.25 * tiles
-    assert share_evenly(40, 30, 233, 1, 16, workers) == 40  # halves would need all of it as well
+    assert share_evenly(32, 30, 233, 1, 16, workers) == 32  # halves would need all of it as well
