@@ -171,7 +171,7 @@ def fuse_all(args: argparse.Namespace, summary: dict[str, Any]) -> int:
         entry = {"input": str(stack), "output": str(result.folder), "status": "interrupted", "notices": []}
         summary["stacks"].append(entry)
         try:
-            entry |= (check_stack(stack, model, args) if args.dry_run
+            entry |= (check_stack(stack, result, run, model, args) if args.dry_run
                       else fuse_one(stack, result, run, model, args, ahead))
         except STACK_ERRORS as error:
             entry |= {"status": "failed", "error": str(error) if str(stack) in str(error) else f"{stack}: {error}"}

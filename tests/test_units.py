@@ -179,7 +179,7 @@ def test_a_stacks_own_units_are_used_and_said_and_flags_come_before_them(fuse, t
 @pytest.mark.parametrize("dry", [(), ("--dry_run",)])
 def test_what_is_missing_is_one_line_before_the_work(fuse, write_stack, tmp_path, monkeypatch, options, remedy, dry):
     write_stack(tmp_path / "in")
-    monkeypatch.setattr(predict_one_stack, "fuse_files", None)  # nothing gets as far
+    monkeypatch.setattr(predict_one_stack, "focused_files", None)  # nothing gets as far
     code, _, errors = fuse(*options, *dry)
     assert code == 1 and len(errors) == 1 and remedy in errors[0] and not (tmp_path / "out").exists()
 
