@@ -24,7 +24,7 @@ from make_datasets.sources import depth_picture  # noqa: E402
 from outputs import check_apart, open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
-from pictures.values import to_uint8
+from pictures.values import as_uint8
 from pictures.writing import write_image
 from records import MadeFrom
 from utils import COUNT, Parser, UserError, command, pick_device
@@ -55,8 +55,7 @@ def load_estimator(name: str, device: str):
 
 def as_rgb8(image: np.ndarray) -> np.ndarray:
     """Return (H, W) or (H, W, 3), 8 or 16 bit, as the uint8 (H, W, 3) that the network expects."""
-    if image.dtype == np.uint16:
-        image = to_uint8(image / 65535)
+    image = as_uint8(image)
     return image.copy() if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)  # torch wants it writable
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from outputs import open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
-from pictures.values import luma, to_uint8
+from pictures.values import as_uint8, luma
 from pictures.writing import write_image
 from records import MadeFrom
 from utils import COUNT, Parser, UserError, command, number
@@ -82,9 +82,7 @@ def main(argv=None) -> int:
     output = open_output(args.output_dir, "make_datasets/segment_photos.py", settings, [folder], args.overwrite)
     made_from, kept = MadeFrom(output), 0
     for scene, path in tqdm(sources.items(), unit="photo"):
-        photo = read_image(path)
-        if photo.dtype != np.uint8:
-            photo = to_uint8(photo / np.float32(np.iinfo(photo.dtype).max))
+        photo = as_uint8(read_image(path))
         for name, piece in sharp_pieces(photo, tuple(args.size), args.scales, args.detail):
             kept, piece_name = kept + 1, f"{scene}_{name}"
             if (output / "images" / f"{piece_name}.png").is_file() and made_from.holds(piece_name, [path]):

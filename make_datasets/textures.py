@@ -14,7 +14,7 @@ import numpy as np
 from make_datasets.segments_to_depth import centred_grid, stretch
 from pictures.listing import list_images
 from pictures.reading import read_image
-from pictures.values import luma, to_uint8
+from pictures.values import as_uint8, luma, to_uint8
 from utils import UserError
 
 FREE_PICTURES = {  # names in skimage.data that come with its package: CC0, or given to the public domain
@@ -248,8 +248,7 @@ def pictures_of(directory: str | Path, largest: int = 2048) -> dict[str, np.ndar
         if min(picture.shape[:2]) < 16:
             raise UserError(f"{path}: {picture.shape[1]}x{picture.shape[0]} pixels, too few for a texture; remove it")
         scale = min(1, largest / max(picture.shape[:2]))
-        if picture.dtype != np.uint8:
-            picture = to_uint8(picture / np.float32(np.iinfo(picture.dtype).max))
+        picture = as_uint8(picture)
         pictures[path.name] = picture if scale == 1 else cv2.resize(picture, None, fx=scale, fy=scale,
                                                                     interpolation=cv2.INTER_AREA)
     return pictures

@@ -16,7 +16,7 @@ import numpy as np
 from outputs import written_whole
 from pictures.listing import Page, list_frames
 from pictures.reading import read_image
-from pictures.values import colorize, luma, white_level
+from pictures.values import as_uint8, colorize, luma, white_level
 from pictures.video import is_video
 from pictures.writing import write_image
 from preparation.frames import shrink, warp
@@ -167,13 +167,6 @@ class StackView:
             self.aligned = None
             if self.file:
                 self.file.close()
-
-
-def as_uint8(picture: np.ndarray, white: int) -> np.ndarray:
-    """Return a picture in the 8 bits that a screen shows; white: its white level."""
-    if picture.dtype == np.uint8:
-        return picture
-    return np.minimum(np.rint(picture * (255 / white)), 255).astype(np.uint8)
 
 
 def crop_around(frame: np.ndarray, x: int, y: int) -> np.ndarray:

@@ -46,6 +46,11 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     return quantize(values, np.uint8)
 
 
+def as_uint8(image: np.ndarray, white: int | None = None) -> np.ndarray:
+    """Return a picture of uint8 or uint16 as uint8; of uint8 itself. white: default the largest value of its type."""
+    return image if image.dtype == np.uint8 else to_uint8(image / np.float32(white or np.iinfo(image.dtype).max))
+
+
 def quantize(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     """Map 0..1 to the whole range of uint8 or uint16, rounded and clipped."""
     top = np.iinfo(dtype).max
