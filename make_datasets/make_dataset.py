@@ -83,6 +83,8 @@ class Optics(NamedTuple):
 def draw_optics(depth: np.ndarray, num_frames: int, recipe: Recipe, rng: np.random.Generator) -> Optics:
     """Place a scene of depth (H, W) in a sweep of `num_frames`."""
     positions = focus_positions(depth, num_frames - recipe.before - recipe.after, recipe.continuous) + recipe.before
+    if recipe.occlusion:
+        positions = cut_in_layers(positions)
     sweep = focus_sweep(num_frames, recipe.uneven, rng)
     return Optics(positions, sweep, recipe.growth * spatial_variation(depth.shape, recipe.variation, rng))
 
@@ -206,15 +208,17 @@ def render_layers(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, g
 
 
 def render_occluding(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray, growth: np.ndarray | float,
-                     psf: str, levels: np.ndarray | None = None, max_layers: int = 12) -> Iterator[np.ndarray]:
+                     psf: str, levels: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Composite blurred layers from far to near, so that a defocused foreground spreads over its background.
 
-    What lies hidden behind a foreground is unknown: there the visible layers share the light.
+    Each position is a layer, so there should be few (`cut_in_layers`). What lies hidden behind a foreground is unknown:
+    there the visible layers share the light.
     """
     growth = float(np.mean(growth))  # a layer is blurred as a whole
     rgb = image if image.ndim == 3 else image[..., None]
     layers = []
-    for position, mask in layer_masks(positions, max_layers):
+    for position in np.unique(positions)[::-1]:
+        mask = (positions == position).astype(np.float32)
         layer = np.dstack((rgb * mask[..., None], mask))  # colour times cover, cover
         layers.append((position, partial(blur, layer, psf=psf) if levels is None else
                        BlurBank(layer, levels, psf).whole))
@@ -226,15 +230,17 @@ def render_occluding(image: np.ndarray, positions: np.ndarray, sweep: np.ndarray
         yield (light[..., :-1] / np.maximum(light[..., -1:], 1e-6)).reshape(image.shape)
 
 
-def layer_masks(positions: np.ndarray, max_layers: int) -> list[tuple[float, np.ndarray]]:
-    """Cut the scene into layers of like position, far to near: (mean position, float32 mask (H, W))."""
-    values, layer = np.unique(positions, return_inverse=True)
-    layer = layer.reshape(positions.shape)
-    if len(values) > max_layers:
-        low, high = values[0], values[-1]
-        layer = np.minimum((positions - low) / (high - low) * max_layers, max_layers - 1).astype(int)
-    masks = ((layer == number) for number in np.unique(layer)[::-1])
-    return [(float(positions[mask].mean()), mask.astype(np.float32)) for mask in masks]
+def cut_in_layers(positions: np.ndarray, max_layers: int = 12) -> np.ndarray:
+    """Return positions (H, W) of at most so many values: those of equal parts of their range become their mean.
+
+    It is where `render_occluding` shows a pixel, so it is what a stack's truth says.
+    """
+    if len(np.unique(positions)) <= max_layers:
+        return positions
+    low, high = positions.min(), positions.max()
+    layer = np.minimum((positions - low) / (high - low) * max_layers, max_layers - 1).astype(int)
+    total, count = (np.bincount(layer.ravel(), weights) for weights in (positions.ravel(), None))
+    return (total / np.maximum(count, 1))[layer].astype(np.float32)
 
 
 # --------------------------------------------------------------------------- camera

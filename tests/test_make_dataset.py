@@ -131,6 +131,14 @@ def test_occlusion_leaves_a_flat_scene_as_it_is():
     assert np.allclose(with_it, without, atol=1e-5)
 
 
+def test_with_occlusion_the_true_index_says_where_a_pixel_is_shown_sharpest():
+    image = np.random.default_rng(0).uniform(0, 1, (48, 240)).astype(np.float32)
+    depth = np.tile(np.linspace(0, 1, 240, dtype=np.float32), (48, 1))
+    frames, index = synthesize(image, depth, 24, Recipe(psf="disc", occlusion=True, continuous=True))
+    error = np.stack([cv2.blur((frame - image) ** 2, (1, 9)) for frame in frames])
+    assert (np.abs(error.argmin(0) - index) <= 0.51).mean() > 0.99  # 24 frames, 12 layers: others lie between
+
+
 def test_occlusion_composites_many_layers_into_colours_within_range():
     image, depth = scene()
     frames, _ = synthesize(image, depth, 20, Recipe(psf="disc", occlusion=True, continuous=True))
