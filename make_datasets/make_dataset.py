@@ -322,7 +322,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         "growth": "radius of the circle of confusion per frame of defocus, pixels",
         "variation": "spatially varying defocus, share of the growth",
         "continuous": "depth as it is, not in N bins",
-        "occlusion": "a defocused foreground spreads over its background",
+        "occlusion": "a defocused foreground spreads over its background; a scene of many depths is cut in 12 layers",
         "before": "frames of the sweep in front of the scene; negative: it starts inside",
         "after": "frames behind the scene",
         "uneven": "variation of the focus steps, share below 1",

@@ -39,7 +39,7 @@ from utils import UserError, return_freed_memory
 
 GIVES_CONFIDENCE, TAKES_EVENTS = True, False
 STRIP_MEMORY = 16 << 20  # of the logits that are read at once
-SOFTER = 2.0  # times the temperature of P, where the surface is read from it
+SOFTER = 4.0  # times the temperature of P, where the surface is read from it
 
 
 def find_focus(source: FrameSource, model: StackMFFV2, settings: FusionSettings,
