@@ -65,7 +65,7 @@ measure* takes the locally sharpest frame.
 """
 OTHERS = """## Data, licence, figures
 
-These are not the weights that come with the program: whoever trained them says here on what data, under which licence
+These are not the weights in the program's `model.pth`: whoever trained them says here on what data, under which licence
 they may be used, and how good they are.
 
 """
