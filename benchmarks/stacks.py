@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from make_datasets.layers import draw_stack
-from make_datasets.make_dataset import Recipe, draw_optics, match_scenes, synthesize
+from make_datasets.make_dataset import TRUTH, Recipe, draw_optics, match_scenes, synthesize
 from make_datasets.make_demo import load_motorcycle
 from make_datasets.segments_to_depth import planes_from_segments, stretch
 from make_datasets.textures import validation_textures
@@ -122,4 +122,4 @@ def check_scene_flags(parser: argparse.ArgumentParser, args: argparse.Namespace)
 def scene_settings(args: argparse.Namespace) -> dict:
     """Return what every row of a CSV has in common."""
     folders = {name: Path(path) if (path := getattr(args, name)) else None for name in ("photos", "segments", "depth")}
-    return folders | {"max_side": args.max_side, "seed": args.seed}
+    return folders | {"max_side": args.max_side, "seed": args.seed, "truth": TRUTH}

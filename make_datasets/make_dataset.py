@@ -32,6 +32,8 @@ from records import MadeFrom
 from utils import FRAMES, SEED, SHARE, Parser, UserError, command, number, number_of, random_generator
 
 PROGRAM = "make_datasets/make_dataset.py"
+# the truth of stacks with occlusion, in an output's settings: once it was a pixel's own depth; they are not mixed
+TRUTH = "focus index of the layers"
 SHARP = 0.25  # a circle of confusion below this radius in pixels leaves the picture as it is
 
 
@@ -386,7 +388,7 @@ def main(argv=None) -> int:
     scenes = match_scenes(args.aif_dir, args.depth_dir)
     inputs = {name: Path(getattr(args, name)) for name in ("aif_dir", "depth_dir")}
     settings = asdict(recipe) | inputs | {"num_frames": args.num_frames, "seed": args.seed}
-    settings["depth_maps"] = "focus index"  # once they were the source's depth: the two are not mixed in a folder
+    settings["depth_maps"] = TRUTH if recipe.occlusion else "focus index"  # once they were the source's depth
     output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
     made_from, made = MadeFrom(output), 0
     for scene, sources in tqdm(scenes.items(), unit="stack"):

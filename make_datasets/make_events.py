@@ -32,6 +32,7 @@ from make_datasets.event_camera import (
     watch_sweep,
 )
 from make_datasets.make_dataset import (
+    TRUTH,
     add_recipe_flags,
     check_frame_counts,
     match_scenes,
@@ -114,6 +115,8 @@ def main(argv=None) -> int:
     names = ("num_frames", "steps", "seed", "coding", "event_format", "event_positive")
     settings = inputs | {name: getattr(args, name) for name in names} | asdict(recipe_from(args))
     settings["camera"] = asdict(camera) if camera else "random"
+    if settings["occlusion"]:
+        settings["depth_maps"] = TRUTH
     output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
     made_from, made = MadeFrom(output), 0
     make = make_scene if args.aif_dir else cut_sweep
