@@ -29,7 +29,7 @@ FLAT = 13  # temperatures: a place is unsure if its logits differ by less: no fr
 UNSURE = 0.25  # share of unsure places from which on all frames are possible in a block
 BLOCK = 64  # pixels of the recurrent stage: the side of the smallest tile
 STEP_COST = 1000  # what one step of the recurrent stage costs besides its pixels, in pixels
-WORTH = 0.8  # of the work of all frames: where more is left, all frames are compared
+WORTH = 0.9  # of the work of all frames: where more is left, all frames are compared
 
 
 class FrameTile(NamedTuple):
