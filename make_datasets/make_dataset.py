@@ -388,7 +388,8 @@ def main(argv=None) -> int:
     scenes = match_scenes(args.aif_dir, args.depth_dir)
     inputs = {name: Path(getattr(args, name)) for name in ("aif_dir", "depth_dir")}
     settings = asdict(recipe) | inputs | {"num_frames": args.num_frames, "seed": args.seed}
-    settings["depth_maps"] = TRUTH if recipe.occlusion else "focus index"  # once they were the source's depth
+    # once they were the source's depth: the two are not mixed in a folder
+    settings["depth_maps"] = TRUTH if recipe.occlusion else "focus index"
     output = open_output(args.output_dir, PROGRAM, settings, inputs.values(), args.overwrite)
     made_from, made = MadeFrom(output), 0
     for scene, sources in tqdm(scenes.items(), unit="stack"):
