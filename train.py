@@ -37,8 +37,6 @@ from training import VAL_SEED, Batch, add_training_flags, train_network
 from utils import OnUse, Parser, UserError, boolean, command, number
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
     from model import FocusMap, StackMFFV2
 
 torch, network = OnUse("torch"), OnUse("model")
@@ -102,13 +100,17 @@ class FocusTask:
 
     parts = ("mse", "ce", "fusion", "blend")
     folders, max_sets, from_disk = SET_FOLDERS, MAX_SETS, StackFolder  # a set on disk
-    synthesised = SyntheticStacks
+    synthesised, synthetic_flags = SyntheticStacks, "--train_aif or --train_layers"
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         trains, self.val_sets = (disk_sets(args, part, self.folders, self.max_sets, self.from_disk)
                                  for part in ("train", "val"))
-        self.data = mixed([*trains.values(), *synthetic_training_sets(args, self.synthesised)], self.folders)
+        parts = [*trains.values(), *synthetic_training_sets(args, self.synthesised)]
+        if not parts:
+            flags = in_words([folder_flag("train", folder, 1) for folder in self.folders])
+            raise UserError(f"no training set: give {flags}, or {self.synthetic_flags}")
+        self.data = MixedStacks(parts)
         self.val_sets |= synthetic_validation_sets(args, VAL_SEED, self.synthesised)
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
@@ -168,14 +170,6 @@ def disk_sets(args: argparse.Namespace, part: str, folders: Iterable[str], count
         if all(places) and getattr(args, f"use_{part}_dataset_{k}"):
             sets[f"dataset_{k}"] = kind(*places, size, part == "train", seed, getattr(args, f"subset_fraction_{part}"))
     return sets
-
-
-def mixed(parts: Sequence[Dataset], folders: Iterable[str]) -> MixedStacks:
-    """Return the training sets as one. Raises UserError if there is none."""
-    if not parts:
-        flags = in_words([folder_flag("train", folder, 1) for folder in folders])
-        raise UserError(f"no training set: give {flags}, or --train_aif")
-    return MixedStacks(parts)
 
 
 def initial_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -79,7 +79,7 @@ class EventTask(FocusTask):
     """What is EventStackMFF's of a training (`training.Task`), other than StackMFF-V2's."""
 
     folders, max_sets = SET_FOLDERS, MAX_SETS
-    synthesised = SyntheticEventStacks
+    synthesised, synthetic_flags = SyntheticEventStacks, "--train_aif"
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.from_disk = partial(EventStackFolder, positive=args.event_positive)

@@ -162,7 +162,7 @@ def test_a_second_run_of_the_same_name_is_refused(data, tmp_path, capsys):
 @pytest.mark.parametrize("flags, words", [
     (["--train_stack", "nowhere", "--train_depth_continuous", "nowhere"], "nowhere: no such directory"),
     (["--train_stack", "nowhere"], "go together"),
-    ([], "no training set"),
+    ([], "no training set: give --train_stack and --train_depth_continuous, or --train_aif or --train_layers"),
 ])
 def test_missing_data_is_one_line(tmp_path, capsys, flags, words):
     assert train.main([*flags, "--save_dir", str(tmp_path), "--device", "cpu"]) == 1
