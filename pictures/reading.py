@@ -21,7 +21,8 @@ from utils import UserError, optional_package
 Read = TypeVar("Read")
 
 Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no attack
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # read_image says what is wrong, in one line
+# read_image says what is wrong, in one line; the function is cv2's up to OpenCV 4, cv2.utils.logging's in OpenCV 5
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
