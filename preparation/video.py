@@ -63,7 +63,7 @@ def choose_moments(features: np.ndarray, max_frames: int) -> list[int]:
     noise = float((bend**2).sum(1).mean() / 1.5) if count > 2 else 0.0
     reach = min(int(4 * SMOOTH), count - 1)
     kernel = cv2.getGaussianKernel(2 * reach + 1, SMOOTH)
-    calm = cv2.sepFilter2D(features, cv2.CV_32F, np.ones((1, 1)), kernel, borderType=cv2.BORDER_REFLECT_101)
+    calm = cv2.sepFilter2D(features, -1, np.ones((1, 1)), kernel, borderType=cv2.BORDER_REFLECT_101)
     squares = ((calm[1:] - calm[:-1]) ** 2).sum(1)
     floor = noise * float((np.diff(kernel[:, 0]) ** 2).sum())  # what noise alone would leave of it
     pace = np.sqrt(np.maximum(squares - floor, 0))
