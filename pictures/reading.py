@@ -21,8 +21,7 @@ from utils import UserError, optional_package
 Read = TypeVar("Read")
 
 Image.MAX_IMAGE_PIXELS = 1 << 30  # a stitched microscope frame is large, and no attack
-# read_image says what is wrong, in one line; the function is cv2's up to OpenCV 4, cv2.utils.logging's in OpenCV 5
-(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # read_image says it in one line; up to OpenCV 4.12 it is in cv2
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
