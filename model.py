@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norms import GroupNorm
+from norms import GroupNorm, normalise_and_pool
 from published import from_published
 
 STRIDE = 32  # five poolings
@@ -97,7 +97,7 @@ class ULDANet(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         x, scales = frames, []
         for encode, norm in zip([self.stem, *self.encoders], self.encoder_norms, strict=True):
-            x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
+            x = F.gelu(normalise_and_pool(encode, norm, x))
             scales.append(x)
 
         return self.decode(F.gelu(self.bottleneck(x)), self.bridge(scales))

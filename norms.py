@@ -1,4 +1,4 @@
-"""A group norm that keeps its digits on large pictures."""
+"""Norms and pooling that keep their digits, and little memory, on large pictures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 64  # that are squared at once: they stay in the cache
+STRIP = 1 << 18  # numbers of a picture that are calculated at once, for the same reason
+
+
+def keeps_layout(x: Tensor) -> bool:
+    """Return whether x (B, C, H, W) is in channels-last layout on a processor, float32 and without gradients."""
+    plain = torch.is_grad_enabled() or torch.jit.is_tracing() or x.device.type != "cpu" or x.dtype != torch.float32
+    return not plain and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -18,16 +25,57 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32
-        if plain or not x.is_contiguous(memory_format=torch.channels_last):
+        if not keeps_layout(x):
             return super().forward(x)
         return torch.cat([self.normalise(picture[None]) for picture in x]) if len(x) > 1 else self.normalise(x)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Normalise one picture (1, C, H, W)."""
-        _, channels, height, width = x.shape
-        lines = x[0].permute(1, 2, 0).reshape(height, width * channels)
-        square = sum((part * part).sum(0) for part in lines.split(ROWS)) / height
-        moments = torch.stack((lines.mean(0), square)).view(2, width, channels).mean(1).double()
-        mean, square = moments.view(2, self.num_groups, -1).mean(2).repeat_interleave(channels // self.num_groups, 1)
-        return F.batch_norm(x, mean.float(), (square - mean**2).float(), self.weight, self.bias, eps=self.eps)
+        height = x.shape[2]
+        mean, variance = self.moments(*(total / height for total in column_sums(x)))
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+
+    def moments(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of every channel's group, (C,), of those of each column (W * C) and its squares."""
+        moments = torch.stack((mean, square)).view(2, -1, self.num_channels).mean(1).double()
+        of_groups = moments.view(2, self.num_groups, -1).mean(2)
+        mean, square = of_groups.repeat_interleave(self.num_channels // self.num_groups, 1)
+        return mean.float(), (square - mean**2).float()
+
+
+def normalise_and_pool(encode: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Return max_pool2d(norm(encode(x)), 2); of one picture a 3x3 convolution with a GroupNorm works in strips.
+
+    So its whole result, the largest tensor of all, is never in memory. What is the largest of four pixels after
+    normalising is so before it; where the weight is negative it is the smallest, hence the signs.
+    """
+    in_strips = isinstance(encode, nn.Conv2d) and isinstance(norm, GroupNorm) and len(x) == 1 and keeps_layout(x)
+    if not in_strips or x.shape[2] % 2:
+        return pool(norm(encode(x)))
+    (_, _, height, width), channels = x.shape, encode.out_channels
+    sign = torch.where(norm.weight < 0, -1.0, 1.0)
+    weight, bias = encode.weight * sign[:, None, None, None], encode.bias * sign
+    x = F.pad(x, (0, 0, 1, 1))  # rows above and below; those beside are the convolution's
+    largest = x.new_empty((1, height // 2, width // 2, channels)).permute(0, 3, 1, 2)
+    sums = torch.zeros(2, width * channels, dtype=torch.float64)
+    rows = max(1, STRIP // (2 * width * channels)) * 2
+    for top in range(0, height, rows):
+        strip = F.conv2d(x[:, :, top : top + rows + 2], weight, bias, padding=(0, 1))
+        sums += torch.stack(column_sums(strip))
+        largest[:, :, top // 2 : (top + rows) // 2] = pool(strip)
+    mean, variance = norm.moments(sums[0] * sign.repeat(width) / height, sums[1] / height)
+    return F.batch_norm(largest, mean * sign, variance, norm.weight.abs(), norm.bias, eps=norm.eps)
+
+
+def column_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of a picture's columns (1, C, H, W), and of their squares, both (W * C,)."""
+    lines = x[0].permute(1, 2, 0).flatten(1)  # a view: its channels are last
+    return lines.sum(0), sum((part * part).sum(0) for part in lines.split(ROWS))
+
+
+def pool(x: Tensor) -> Tensor:
+    """Return max_pool2d(x, 2). Where no gradient needs to know which pixel was the largest it takes a quarter of it."""
+    if not keeps_layout(x) or x.shape[2] % 2 or x.shape[3] % 2:
+        return F.max_pool2d(x, 2)
+    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(x[..., ::2], x[..., 1::2])

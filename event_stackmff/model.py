@@ -33,7 +33,7 @@ from model import (
     upsample,
     upsample_window,
 )
-from norms import GroupNorm
+from norms import GroupNorm, normalise_and_pool
 
 GAIN = 6  # most pixels have no event; this makes the variance of event frames about 1
 
@@ -154,7 +154,7 @@ class EventULDANet(ULDANet):
         del seen  # the largest there is, and what follows needs the memory
         x, scales = frames, []
         for level, (encode, norm) in enumerate(zip([self.stem, *self.encoders], self.encoder_norms, strict=True)):
-            x = F.gelu(F.max_pool2d(norm(encode(x)), 2))
+            x = F.gelu(normalise_and_pool(encode, norm, x))
             if str(level) in self.entries:
                 x = self.entries[str(level)](x, said[level])
             scales.append(x)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import thop
 import torch
+import torch.nn.functional as F
 
 from model import (
     ModelConfig,
@@ -18,7 +19,7 @@ from model import (
     upsample,
     upsample_window,
 )
-from norms import GroupNorm
+from norms import GroupNorm, normalise_and_pool
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,20 @@ def test_the_group_norm_of_a_large_picture_does_not_depend_on_its_layout():
         expected = norm(picture)
         found = norm(picture.contiguous(memory_format=torch.channels_last))
     assert (found - expected).abs().max() < 1e-5  # PyTorch's own is 3e-4 off
+
+
+@pytest.mark.parametrize("size", [(70, 48), (64, 9000), (98, 2731)])  # strips of all rows, of 2 and of 12
+def test_the_first_level_in_strips_is_that_of_the_whole_picture(size):
+    torch.manual_seed(0)
+    convolution, norm = torch.nn.Conv2d(1, 8, 3, padding=1), GroupNorm(4, 8)
+    torch.nn.init.normal_(norm.weight)  # of both signs
+    torch.nn.init.normal_(norm.bias)
+    picture = torch.rand(1, 1, *size) ** 2
+    expected = F.max_pool2d(norm(convolution(picture)), 2)
+    with torch.inference_mode():
+        found = normalise_and_pool(convolution, norm, picture.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last) and (norm.weight < 0).any()
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_padding_is_undone():
