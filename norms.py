@@ -10,8 +10,8 @@ ROWS = 64  # that are squared at once: they stay in the cache
 STRIP = 1 << 18  # numbers of a picture that are calculated at once, for the same reason
 
 
-def keeps_layout(x: Tensor) -> bool:
-    """Return whether x (B, C, H, W) is in channels-last layout on a processor, float32 and without gradients."""
+def lies_by_pixel(x: Tensor) -> bool:
+    """Return whether x (B, C, H, W) lies pixel by pixel, channels last, on a processor: float32, without gradients."""
     plain = torch.is_grad_enabled() or torch.jit.is_tracing() or x.device.type != "cpu" or x.dtype != torch.float32
     return not plain and x.is_contiguous(memory_format=torch.channels_last)
 
@@ -25,7 +25,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not keeps_layout(x):
+        if not lies_by_pixel(x):
             return super().forward(x)
         return torch.cat([self.normalise(picture[None]) for picture in x]) if len(x) > 1 else self.normalise(x)
 
@@ -49,7 +49,7 @@ def normalise_and_pool(encode: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     So its whole result, the largest tensor of all, is never in memory. What is the largest of four pixels after
     normalising is so before it; where the weight is negative it is the smallest, hence the signs.
     """
-    in_strips = isinstance(encode, nn.Conv2d) and isinstance(norm, GroupNorm) and len(x) == 1 and keeps_layout(x)
+    in_strips = isinstance(encode, nn.Conv2d) and isinstance(norm, GroupNorm) and len(x) == 1 and lies_by_pixel(x)
     if not in_strips or x.shape[2] % 2:
         return pool(norm(encode(x)))
     (_, _, height, width), channels = x.shape, encode.out_channels
@@ -75,7 +75,7 @@ def column_sums(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def pool(x: Tensor) -> Tensor:
     """Return max_pool2d(x, 2). Where no gradient needs to know which pixel was the largest it takes a quarter of it."""
-    if not keeps_layout(x) or x.shape[2] % 2 or x.shape[3] % 2:
+    if not lies_by_pixel(x) or x.shape[2] % 2 or x.shape[3] % 2:
         return F.max_pool2d(x, 2)
     x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
     return torch.maximum(x[..., ::2], x[..., 1::2])

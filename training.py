@@ -27,7 +27,6 @@ from utils import (
     WORKERS,
     OnUse,
     UserError,
-    calculates_in_bfloat16,
     keep_freed_memory,
     number,
     random_generator,
@@ -47,8 +46,8 @@ VAL_SEED = 0  # runs of any --seed are validated on the same stacks
 OPTIMIZERS = {"adamw": lambda: torch.optim.AdamW, "soap": lambda: pytorch_optimizer.SOAP,
               "sgd": lambda: partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4)}
 # what a resumed run may be given anew; the data are compared by content, wherever they lie
-MAY_CHANGE = ("num_epochs", "lr_decay", "eval_interval", "save_minutes", "num_workers", "precision", "device",
-              "save_dir", "save_name", "init_path", "resume")
+MAY_CHANGE = ("num_epochs", "lr_decay", "eval_interval", "save_minutes", "num_workers", "device", "save_dir",
+              "save_name", "init_path", "resume")
 SHOWN = 4  # stacks of a validation set in its picture
 
 Batch = dict[str, "Tensor"]
@@ -131,8 +130,6 @@ def add_training_flags(parser: argparse.ArgumentParser, group: Any, save_name: s
     group.add_argument("--save_minutes", type=number(float, 0, 1e6), default=10,
                        help="minutes between checkpoints within an epoch")
     group.add_argument("--num_workers", type=WORKERS, default=4, help="processes that load stacks")
-    group.add_argument("--precision", choices=("auto", "full", "mixed"), default="auto",
-                       help="mixed: most of a step in 16-bit numbers; auto: mixed on CUDA, full elsewhere")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
@@ -169,8 +166,7 @@ class Run:
         self.kind = args.optimizer
         self.optimizer = OPTIMIZERS[self.kind]()(self.model.parameters(), lr=args.lr)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, args.lr_decay)
-        self.half = half_precision(device, args.precision)
-        self.device = device
+        self.half = half_precision(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         self.settings = {name: value for name, value in vars(args).items()
                          if name not in MAY_CHANGE and not is_place(name)}
@@ -186,7 +182,7 @@ class Run:
         return self.ema.module if self.ema else self.model
 
     def mixed_precision(self) -> Any:
-        return torch.autocast(self.device.type, self.half) if self.half else nullcontext()
+        return torch.autocast("cuda", self.half) if self.half else nullcontext()
 
     def state(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
@@ -231,16 +227,11 @@ def is_place(flag: str) -> bool:
     return flag.split("_")[0] in ("train", "val", "use", "datapath", "textures") and flag != "val_image_size"
 
 
-def half_precision(device: torch.device, precision: str) -> torch.dtype | None:
-    """Return the 16-bit type of mixed precision, None without it. Raises UserError if the device has none."""
-    if precision == "full" or (precision == "auto" and device.type != "cuda"):
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """Return the type of mixed precision on CUDA; elsewhere there is none."""
+    if device.type != "cuda":
         return None
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if not calculates_in_bfloat16(device):
-        raise UserError("--precision mixed: this processor has no 16-bit arithmetic and would be slower with it; "
-                        "leave it out")
-    return torch.bfloat16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 # --------------------------------------------------------------------------- the run

@@ -4,8 +4,8 @@
     python benchmarks/training.py --photos photos/images --segments photos/segments
 
 Short trainings by train.py, each in processes of its own, take turns (A B A B ..). Their second epoch counts, as
-log.csv has it, and medians are compared. On a CPU: freed memory given back or kept, one process or one per core, and
-16-bit numbers if it calculates with them; on CUDA: float32 or mixed precision. Writes nothing; the table is printed.
+log.csv has it, and medians are compared. On a CPU: freed memory given back or kept, one process or one per core; on
+CUDA: float32 or mixed precision. Writes nothing; the table is printed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from make_datasets.make_demo import load_motorcycle
 from pictures.values import to_uint8
 from pictures.writing import write_image
 from temporary import temporary_folder
-from utils import COUNT, FRAMES, SIDE, WORKERS, OnUse, Parser, calculates_in_bfloat16, command, number, pick_device
+from utils import COUNT, FRAMES, SIDE, WORKERS, OnUse, Parser, command, number, pick_device
 
 torch = OnUse("torch")
 
@@ -44,7 +44,6 @@ class Mode(NamedTuple):
     title: str
     without: str = ""  # Python that takes something away from train.py before it starts
     per_core: bool = False
-    precision: str = "full"
 
 
 CPU_MODES = (
@@ -53,17 +52,15 @@ CPU_MODES = (
     Mode("memory kept"),
     Mode("memory kept, a process per core", per_core=True),
 )
-CPU_MIXED = Mode("the same, mixed precision", per_core=True, precision="mixed")
 CUDA_MODES = (
-    Mode("float32"),
-    Mode("mixed precision", precision="mixed"),
+    Mode("float32", "import train, training; training.half_precision = lambda device: None"),
+    Mode("mixed precision"),
 )
 
 
 def mode_command(mode: Mode, flags: Sequence[str], processes: int) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a mode; a single process gets all threads."""
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    flags = [*flags, "--precision", mode.precision]
     if mode.without:
         return [sys.executable, "-c", f"{mode.without}; raise SystemExit(train.main())", *flags], env
     if mode.per_core:
@@ -115,8 +112,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    on_card = device.type == "cuda"
-    modes = CUDA_MODES if on_card else (*CPU_MODES, *([CPU_MIXED] if calculates_in_bfloat16(device) else []))
+    modes = CUDA_MODES if device.type == "cuda" else CPU_MODES
     workers = args.num_workers if args.num_workers is not None else 0 if device.type == "cpu" else 8
     pictures = len(match_scenes(args.photos, args.segments[0])) if args.photos else 1
     repeats = math.ceil(args.steps * args.batch_size / pictures)
@@ -138,7 +134,7 @@ def main(argv=None) -> int:
     for mode, found in rates.items():
         print(f"| {mode.title} | {statistics.median(found):.3g} | {statistics.median(found) / first:.2f} |")
     name = processor_name(device).split(", threads")[0]
-    cores = "" if on_card else f" x {args.processes}"
+    cores = f" x {args.processes}" if modes is CPU_MODES else ""
     print(f"\nSteps of {args.batch_size} stacks of {args.num_frames} frames, crops of {args.training_image_size} "
           f"pixels; median of {args.rounds} rounds in turns. {name}{cores}, PyTorch {torch.__version__}.")
     return 0

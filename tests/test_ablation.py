@@ -162,12 +162,10 @@ def test_steps_per_second_are_those_of_the_second_epoch(run, trainings, monkeypa
         return 0
 
     monkeypatch.setattr(train, "main", log_only)
-    monkeypatch.setattr(training, "calculates_in_bfloat16", lambda device: True)
     code, printed, _ = run(training.main, "--device", "cpu", "--steps", 4, "--rounds", 2, "--processes", 3)
     assert code == 0
-    assert list(cells(printed).values()) == [["1", "1.00"], *[["2", "2.00"]] * 3]
-    assert [call.line[1] for call in trainings] == ["-c", "train.py", "-m", "-m"] * 2  # in turns
-    assert [call.precision for call in trainings] == ["full", "full", "full", "mixed"] * 2
+    assert list(cells(printed).values()) == [["1", "1.00"], ["2", "2.00"], ["2", "2.00"]]
+    assert [call.line[1] for call in trainings] == ["-c", "train.py", "-m"] * 2  # in turns
     assert all(call.num_epochs == 2 and call.recipe == "diverse" for call in trainings)
 
 
@@ -178,8 +176,10 @@ def test_a_process_per_core_has_one_thread_and_a_single_one_all(monkeypatch):
 
 
 def test_the_state_before_is_really_without():
-    """What the mode takes away is what train.py uses: it runs in place of its main."""
-    before = training.CPU_MODES[0].without
-    check = "import training as t; assert t.keep_freed_memory() is None and t.keep_freed_memory.__name__ == '<lambda>'"
+    """What the modes take away is what train.py uses: both in one process, in place of its main."""
+    before, half = training.CPU_MODES[0].without, training.CUDA_MODES[0].without
+    check = (f"import training; assert training.half_precision.__module__ == 'training'; {half}; "
+             "assert training.half_precision(None) is None; "
+             "assert training.keep_freed_memory() is None and training.keep_freed_memory.__name__ == '<lambda>'")
     done = subprocess.run([sys.executable, "-c", f"{before}; {check}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

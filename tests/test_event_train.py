@@ -55,12 +55,6 @@ def test_a_run_writes_weights_a_log_and_pictures(data, tmp_path):
     assert (tmp_path / "run" / "dataset_2.png").is_file()
 
 
-def test_mixed_precision_trains(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.calculates_in_bfloat16", lambda device: True)
-    assert train.main(flags(tmp_path, *folders(data), "--num_epochs", 1, "--precision", "mixed")) == 0
-    assert all(torch.isfinite(values).all() for values in last(tmp_path).values())
-
-
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(data, tmp_path):
     common = [*folders(data), "--ce_weight", 0.1, "--drop_events", 0.5, "--fast_share", 0.3, "--init_path",
               ROOT / "model.pth"]

@@ -95,24 +95,6 @@ def interrupt_at(steps, count):
         raise KeyboardInterrupt
 
 
-def test_mixed_precision_trains_nearly_alike_and_may_change_when_resumed(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "calculates_in_bfloat16", lambda device: True)
-    for precision in ("full", "mixed"):
-        assert train.main(two_sets(data, tmp_path / precision, "--num_epochs", "1", "--precision", precision)) == 0
-    full, mixed = (weights(tmp_path / precision, "raw") for precision in ("full", "mixed"))
-    assert all(values.dtype == torch.float32 for values in mixed.values())
-    change = max(float((full[name] - mixed[name]).abs().max()) for name in full)
-    assert 0 < change < 0.02  # of 3 steps of 1e-3
-    assert train.main(two_sets(data, tmp_path / "mixed", "--num_epochs", "2", "--resume")) == 0
-
-
-def test_mixed_precision_is_refused_where_it_would_be_slower(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "calculates_in_bfloat16", lambda device: False)
-    assert train.main(two_sets(data, tmp_path, "--precision", "mixed")) == 1
-    assert "no 16-bit arithmetic" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 def test_two_processes_train_like_one(data, tmp_path):
     flags = ("--num_epochs", "1", "--num_workers", "0")
     assert train.main(two_sets(data, tmp_path / "one", *flags)) == 0

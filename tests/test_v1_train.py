@@ -66,12 +66,6 @@ def test_a_run_writes_weights_that_fuse_a_log_and_pictures(flags, tmp_path):
     assert {"train_loss", "train_l1", "train_ssim", "train_laplacian", "train_frequency"} <= rows[0].keys()
 
 
-def test_mixed_precision_trains(flags, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.calculates_in_bfloat16", lambda device: True)
-    assert train.main(flags(tmp_path, "--epochs", 1, "--precision", "mixed")) == 0
-    assert np.isfinite(float(log(tmp_path)[0]["train_loss"]))
-
-
 def test_interrupted_and_resumed_equals_straight(flags, tmp_path, monkeypatch):
     many = ("--epochs", 2, "--shuffle_share", 0.5, "--ema", 0.9)
     assert train.main(flags(tmp_path / "straight", *many)) == 0
