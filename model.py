@@ -163,9 +163,10 @@ class ConvGRUCell(nn.Module):
 
 def tanh_(x: Tensor) -> Tensor:
     """Return tanh(x), in place where it can be: as 2 sigmoid(2x) - 1, which takes a processor half the time."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or x.device.type != "cpu":
         return x.tanh_()
-    return x.copy_(x.float().mul_(2).sigmoid_().mul_(2).sub_(1))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # near 0 the difference has few digits of 16 bits
+    return x.copy_(wide.mul_(2).sigmoid_().mul_(2).sub_(1))
 
 
 def in_one_block(states: Iterator[Tensor], count: int) -> Tensor:

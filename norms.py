@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 64  # that are squared at once: they stay in the cache
-STRIP = 1 << 18  # numbers of a picture that are calculated at once, for the same reason
+STRIP = 1 << 20  # numbers of a picture that are calculated at once: as fast on one core as smaller ones, faster on more
 
 
 def lies_by_pixel(x: Tensor) -> bool:
@@ -31,13 +31,12 @@ class GroupNorm(nn.GroupNorm):
 
     def normalise(self, x: Tensor) -> Tensor:
         """Normalise one picture (1, C, H, W)."""
-        height = x.shape[2]
-        mean, variance = self.moments(*(total / height for total in column_sums(x)))
+        mean, variance = self.moments(torch.stack(column_sums(x)), x.shape[2])
         return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
-    def moments(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of every channel's group, (C,), of those of each column (W * C) and its squares."""
-        moments = torch.stack((mean, square)).view(2, -1, self.num_channels).mean(1).double()
+    def moments(self, sums: Tensor, height: int) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of every channel's group, (C,), of the sums of columns and of squares (2, W * C)."""
+        moments = (sums / height).view(2, -1, self.num_channels).mean(1).double()
         of_groups = moments.view(2, self.num_groups, -1).mean(2)
         mean, square = of_groups.repeat_interleave(self.num_channels // self.num_groups, 1)
         return mean.float(), (square - mean**2).float()
@@ -63,7 +62,8 @@ def normalise_and_pool(encode: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         strip = F.conv2d(x[:, :, top : top + rows + 2], weight, bias, padding=(0, 1))
         sums += torch.stack(column_sums(strip))
         largest[:, :, top // 2 : (top + rows) // 2] = pool(strip)
-    mean, variance = norm.moments(sums[0] * sign.repeat(width) / height, sums[1] / height)
+    sums[0] *= sign.repeat(width)
+    mean, variance = norm.moments(sums, height)
     return F.batch_norm(largest, mean * sign, variance, norm.weight.abs(), norm.bias, eps=norm.eps)
 
 

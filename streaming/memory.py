@@ -25,7 +25,7 @@ SCORING_MEMORY = GIB  # of frames that are scored at a time, if it is more than 
 # pixels of the recurrent stage around a tile: 2 per frame reach into it, but soon no longer matter
 # (benchmarks/exactness.py); the published weights look further
 HALO, PUBLISHED_HALO = 16, 64
-SCORING, EVENT_SCORING = 31, 97  # numbers per pixel of a frame in the network's first part, with the reading of its
+SCORING, EVENT_SCORING = 35, 97  # numbers per pixel of a frame in the network's first part, with the reading of its
 # events, as measured
 
 
