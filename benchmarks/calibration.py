@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 BINS = 20
 FIT_STEP = 10  # every tenth pixel is enough for three numbers
+FIT_ROUNDS, FIT_RATE = 12, 10  # of `fit_calibration`; the fifth round was the best for model.pth
 
 
 def judge_pixels(model: StackMFFV2, stack: Stack, events: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -67,20 +68,42 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float:
     return sum(row["pixels"] * abs(row["confidence"] - row["right"]) for row in bins)
 
 
-def fit_calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """Return the numbers of `model.calibrate` for which the confidences fit what is right best (log-likelihood)."""
-    p, truth = torch.from_numpy(confidence).double(), torch.from_numpy(right).double()
+def fit_calibration(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
+    """Return the numbers of `model.calibrate` for which the worst group's calibration error is smallest.
+
+    groups: (confidence, right) of the pixels of each. All pixels alike would be a fit to the many easy groups alone,
+    so likelihood is maximised again and again, groups with a large error counting more each time.
+    """
+    weights, tried = np.ones(len(groups)), []
+    for _ in range(FIT_ROUNDS):
+        numbers = fit_likelihood(groups, weights / weights.sum())
+        errors = [calibration_error(share_right(count_pixels(calibrated(p, numbers), right))) for p, right in groups]
+        tried.append((max(errors), numbers))
+        weights = weights * np.exp(FIT_RATE * np.array(errors))
+    return min(tried)[1]
+
+
+def fit_likelihood(groups: Sequence[tuple[np.ndarray, np.ndarray]],
+                   weights: Sequence[float]) -> tuple[float, float, float]:
+    """Return the numbers under which what is right is likeliest, each group counting by its weight."""
+    p, truth = (torch.from_numpy(np.concatenate(values)).double() for values in zip(*groups, strict=True))
+    weight = torch.cat([torch.full((len(right),), w / len(right)).double()
+                        for w, (_, right) in zip(weights, groups, strict=True)])
     numbers = torch.tensor([0.9, 1.1, 0.1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        error = torch.nn.functional.binary_cross_entropy(networks.calibrate(p, numbers), truth)
+        error = torch.nn.functional.binary_cross_entropy(networks.calibrate(p, numbers), truth, weight, reduction="sum")
         error.backward()
         return error
 
     optimizer.step(loss)
     return tuple(numbers.tolist())
+
+
+def calibrated(confidence: np.ndarray, numbers: tuple[float, float, float]) -> np.ndarray:
+    return networks.calibrate(torch.from_numpy(confidence), numbers).numpy()
 
 
 def calibration_table(found: dict[str, list[dict[str, float]]]) -> str:
@@ -150,7 +173,7 @@ def main(argv=None) -> int:
         inputs = [args.photos, args.segments, args.depth, args.model_path]
         output = open_output(args.output, "benchmarks/calibration.py", settings, inputs, args.overwrite)
     counts = {GROUPS[group].title: np.zeros((3, BINS)) for group in groups}
-    some = []
+    some = {group: [] for group in groups}
     for group, scene in tqdm([(group, scene) for group in groups for scene in scenes], unit="stack"):
         if takes_events(model):
             pair = make_event_pair(scene, sweep_of(GROUPS[group], scene), args.max_side, args.seed)
@@ -158,9 +181,10 @@ def main(argv=None) -> int:
         else:
             judged = judge_pixels(model, make_stack(scene, GROUPS[group], args.max_side, args.seed), None)
         counts[GROUPS[group].title] += count_pixels(*judged)
-        some.append([values[::FIT_STEP] for values in judged])
+        some[group].append([values[::FIT_STEP] for values in judged])
     if args.fit:
-        calibration = fit_calibration(*(np.concatenate(values) for values in zip(*some, strict=True)))
+        calibration = fit_calibration([tuple(np.concatenate(values) for values in zip(*stacks, strict=True))
+                                       for stacks in some.values()])
         model.config = replace(model.config, calibration=calibration)
         save_checkpoint(args.fit, networks.model_checkpoint(model))
         print("a {:.4f}, b {:.4f}, c {:.4f}".format(*calibration))

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import calibration
-from benchmarks.calibration import calibration_error, count_pixels, fit_calibration, share_right
+from benchmarks.calibration import (
+    calibrated,
+    calibration_error,
+    count_pixels,
+    fit_calibration,
+    fit_likelihood,
+    share_right,
+)
 from benchmarks.events import make_event_pair, sweep_of
 from benchmarks.stacks import GROUPS, Scene, make_stack
 from model import load_model
@@ -32,8 +39,17 @@ def test_honest_confidence_has_no_error_and_boasting_has():
 
 
 def test_the_fit_finds_what_the_confidence_says():
-    assert fit_calibration(*draw(1.5, 0.4, -0.8)) == pytest.approx((1.5, 0.4, -0.8), abs=0.05)
-    assert np.isfinite(fit_calibration(np.array([0.0, 1.0, 0.5, 0.5]), np.array([False, True, True, False]))).all()
+    assert fit_calibration([draw(1.5, 0.4, -0.8)]) == pytest.approx((1.5, 0.4, -0.8), abs=0.05)
+    assert np.isfinite(fit_calibration([(np.array([0.0, 1.0, 0.5, 0.5]), np.array([False, True, True, False]))])).all()
+
+
+def test_the_fit_serves_the_worst_group():
+    groups = [draw(1, 1, 0, 20_000)] * 4 + [draw(1, 1, -1, 20_000)]  # the last is more often wrong
+
+    def worst(numbers):
+        return max(calibration_error(share_right(count_pixels(calibrated(p, numbers), right))) for p, right in groups)
+
+    assert worst(fit_calibration(groups)) < 0.8 * worst(fit_likelihood(groups, [1 / 5] * 5))
 
 
 def small(output, *more):
@@ -65,7 +81,7 @@ def test_fitted_weights_say_how_often_they_are_right(run, weights, tmp_path):
         printed = run(calibration.main, *small(tmp_path / path.stem, "--model_path", path))[1]
         found[path] = [float(cell) for cell in printed.splitlines()[-1].strip("| ").split(" | ")[1:]]
     right, sure, error = found[fitted]
-    assert sure == pytest.approx(right, abs=0.002)  # the mean confidence of all stacks
+    assert sure == pytest.approx(right, abs=0.01)  # the mean confidence of all stacks
     assert error < 0.05 < found[weights][2]
 
 
