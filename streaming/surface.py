@@ -13,14 +13,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-EDGE = 0.08  # difference of the guide, white being 1, over which a way is e times harder
-STEP = 0.15  # the same for the surface in frames, between sure pixels
-REACH = 8.0  # how much neighbours count beside a pixel's own value; its root is about the pixels that are reached
+EDGE = 0.06  # difference of the guide, white being 1, over which a way is e times harder
+STEP, LAST_STEP = 0.3, 0.6  # the same for the surface in frames, between sure pixels; LAST_STEP at the picture's size
+REACH = 12.5  # how much neighbours count beside a pixel's own value; its root is about the pixels that are reached
 ROUNDS = 2
-FAR = 0.5  # frames off the first result, at which a value counts half; and off its 3x3 median, which then counts
-FROM_AFAR = 0.01  # share of its weight with which the surface at half the size counts
-OWN = 0.01  # and a pixel's own value at the picture's size
-AROUND = 6  # pixels around that have a say in how sure one is: a sure one among unsure ones is so by chance
+FAR = 1.0  # frames off the first result, at which a value counts half; and off its 3x3 median, which then counts
+FROM_AFAR = 0.02  # share of its weight with which the surface at half the size counts
+OWN = 0.02  # and a pixel's own value at the picture's size
+AROUND = 12  # pixels around that have a say in how sure one is: a sure one among unsure ones is so by chance
 LEAST_SIDE = 16  # pixels; below it the mean of all is what the surroundings say
 STRIP = 32  # rows at once: few, so that they stay in the cache
 
@@ -48,7 +48,7 @@ def calm_surface(surface: np.ndarray, confidence: np.ndarray, guide: np.ndarray)
 
 def weigh(sure: np.ndarray) -> np.ndarray:
     """Return the weight of pixels: half sure counts little."""
-    return np.square(np.square(sure)) + np.float32(1e-4)
+    return sure * np.square(sure) + np.float32(1e-4)
 
 
 def halve(weight: np.ndarray, surface: np.ndarray, guide: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ def calm_level(surface: np.ndarray, weight: np.ndarray, guide: np.ndarray) -> tu
         afar, its_weight = (cv2.resize(values, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)[:height, :width]
                             for values in calm_level(others[0], half_weight, others[1]))
     its_weight = FROM_AFAR * its_weight
-    sure, counts, calm = np.sqrt(np.sqrt(weight)), weight, surface
+    sure, counts, calm = np.sqrt(np.cbrt(weight)), weight, surface  # an edge needs less: the root of how sure
     for _ in range(ROUNDS):
         ways = [find_ways(calm, sure, guide, axis) for axis in (0, 1)]
         sums = np.stack((counts * surface, counts), 1)  # (H, 2, W)
@@ -126,7 +126,7 @@ def choose_nearby(surface: np.ndarray, sure: np.ndarray, guide: np.ndarray, coar
         value, its_guide = (cv2.resize(values[down : down + rows, across : values.shape[1] - 2 + across], None, fx=2,
                                        fy=2, interpolation=cv2.INTER_NEAREST)[:height, :width]
                             for values in (coarse, coarse_guide))
-        cost = np.abs(guide - its_guide) / EDGE + np.abs(surface - value) * sure / STEP
+        cost = np.abs(guide - its_guide) / EDGE + np.abs(surface - value) * sure / LAST_STEP
         share = np.exp(-cost) + np.float32(1e-6)
         mean += share * value
         total += share
