@@ -103,6 +103,7 @@ def fit_likelihood(groups: Sequence[tuple[np.ndarray, np.ndarray]],
 
 
 def calibrated(confidence: np.ndarray, numbers: tuple[float, float, float]) -> np.ndarray:
+    """Return what `model.calibrate` makes of confidences, 0..1."""
     return networks.calibrate(torch.from_numpy(confidence), numbers).numpy()
 
 
