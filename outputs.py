@@ -5,6 +5,7 @@ What is not listed as a program's own (`records.py`) in the output folder of a l
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import io
@@ -110,6 +111,12 @@ def check_apart(source: str | Path, output: str | Path) -> None:
 
 
 # --------------------------------------------------------------------------- the output of a long job
+
+
+def flag_settings(args: argparse.Namespace, *besides: str) -> dict[str, Any]:
+    """Return what a program's results depend on, for `open_output`: its flags but those of the output and `besides`."""
+    return {name: value for name, value in vars(args).items()
+            if name not in ("output", "output_dir", "overwrite", *besides)}
 
 
 def open_output(directory: str | Path, program: str, settings: Mapping[str, Any], inputs: Iterable[str | Path | None],

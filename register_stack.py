@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outputs import open_output, write_text, written_whole
+from outputs import flag_settings, open_output, write_text, written_whole
 from pictures.listing import IMAGE_SUFFIXES, list_images
 from pictures.reading import read_image
 from pictures.writing import write_image
@@ -56,8 +56,7 @@ def main(argv=None) -> int:
     check_flags(args)
     frames = list_images(args.input_dir)[0]
     inputs = {name: Path(path) if (path := getattr(args, name)) else None for name in ("input_dir", "load_transforms")}
-    settings = {name: value for name, value in (vars(args) | inputs).items()
-                if name not in ("output_dir", "overwrite", "save_transforms")}
+    settings = flag_settings(args, "save_transforms") | inputs
     output = open_output(args.output_dir, "register_stack.py", settings, inputs.values(), args.overwrite)
     kept = args.save_transforms
     if args.register != "none":

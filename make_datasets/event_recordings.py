@@ -26,7 +26,7 @@ import numpy as np
 
 from make_datasets.event_camera import EventFrames, code_events
 from make_datasets.make_events import add_coding_flags, write_event_frames
-from outputs import open_output
+from outputs import flag_settings, open_output
 from pictures.listing import list_images
 from pictures.reading import read_image
 from utils import Parser, UserError, command, number
@@ -244,8 +244,7 @@ def main(argv=None) -> int:
     size = frame_size(recording, pictures, args)
     limits = frame_windows(recording, len(pictures), args)
     inputs = {name: Path(path) for name in ("recording", "image_dir", "times") if (path := getattr(args, name))}
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
-    output = open_output(args.output_dir, PROGRAM, settings | inputs, inputs.values(), args.overwrite)
+    output = open_output(args.output_dir, PROGRAM, flag_settings(args) | inputs, inputs.values(), args.overwrite)
     frames, outside = bin_events(recording, limits, size)
     names = [path.stem for path in pictures] or [str(k) for k in range(1, len(limits))]
     write_event_frames(output / "events", code_events(frames, args.coding), names, args)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from make_datasets.layers import draw_stack
 from make_datasets.make_dataset import PARTS, write_frames, write_truth
 from make_datasets.textures import training_textures, validation_textures
-from outputs import open_output
+from outputs import flag_settings, open_output
 from pictures.listing import list_images
 from pictures.values import to_uint8
 from records import MadeFrom
@@ -63,8 +63,8 @@ def main(argv=None) -> int:
     folder = Path(args.textures) if args.textures else None
     sources = list_images(folder)[0] if folder else []
     textures = validation_textures() if args.held_out else training_textures(folder)
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite", "count")}
-    output = open_output(args.output_dir, PROGRAM, settings | {"textures": folder}, [folder], args.overwrite)
+    settings = flag_settings(args, "count") | {"textures": folder}
+    output = open_output(args.output_dir, PROGRAM, settings, [folder], args.overwrite)
     made_from, made = MadeFrom(output), 0
     scenes = {f"{k:04}": k for k in range(1, args.count + 1)}
     for scene, k in tqdm(scenes.items(), unit="stack"):

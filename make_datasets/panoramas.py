@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from outputs import open_output
+from make_datasets.camera import from_light
+from outputs import flag_settings, open_output
 from pictures.values import to_uint8
 from pictures.writing import write_image
 from records import MadeFrom
@@ -48,8 +49,7 @@ def expose_band(panorama: np.ndarray, elevation: float, brightness: float) -> np
     height = len(panorama)
     cut = round(height * (0.5 - elevation / 180))
     band = panorama[cut : height - cut]
-    light = np.clip(band * (brightness / max(float(np.median(band @ LUMINANCE)), 1e-6)), 0, 1)
-    return to_uint8(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055))
+    return to_uint8(from_light(band * (brightness / max(float(np.median(band @ LUMINANCE)), 1e-6))))
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def main(argv=None) -> int:
     paths = sorted(folder.glob("*.hdr"))
     if not paths:
         raise UserError(f"{folder}: no .hdr files")
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    settings = flag_settings(args)
     output = open_output(args.output_dir, "make_datasets/panoramas.py", settings, [folder], args.overwrite)
     made_from = MadeFrom(output)
     for path in tqdm(paths, unit="panorama"):

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from outputs import open_output
+from outputs import flag_settings, open_output
 from pictures.listing import index_by_stem
 from pictures.reading import read_image
 from pictures.values import as_uint8, luma
@@ -78,7 +78,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     sources, folder = index_by_stem(args.input_dir), Path(args.input_dir)
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite")}
+    settings = flag_settings(args)
     output = open_output(args.output_dir, "make_datasets/segment_photos.py", settings, [folder], args.overwrite)
     made_from, kept = MadeFrom(output), 0
     for scene, path in tqdm(sources.items(), unit="photo"):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from outputs import open_output, write_text, written_whole
+from outputs import flag_settings, open_output, write_text, written_whole
 from pictures.reading import read_image
 from pictures.writing import write_image
 from records import MadeFrom, remove_made
@@ -75,7 +75,7 @@ def source_parser(text: str, source: str, splits: Collection[str] = (), *, unifo
 
 def open_prepared(args: argparse.Namespace, program: str) -> Path:
     """Create or reopen `args.output`, whose settings are all other arguments. Raises UserError, see `open_output`."""
-    settings = {name: value for name, value in vars(args).items() if name not in ("output", "overwrite")}
+    settings = flag_settings(args)
     inputs = [value for value in settings.values() if isinstance(value, Path)]
     return open_output(args.output, program, settings, inputs, args.overwrite)
 

@@ -39,7 +39,10 @@ def test_honest_confidence_has_no_error_and_boasting_has():
 
 
 def test_the_fit_finds_what_the_confidence_says():
-    assert fit_calibration([draw(1.5, 0.4, -0.8)]) == pytest.approx((1.5, 0.4, -0.8), abs=0.05)
+    confidence, right = draw(1.5, 0.4, -0.8)
+    numbers = fit_calibration([(confidence, right)])
+    assert numbers == pytest.approx((1.5, 0.4, -0.8), abs=0.05)
+    assert calibrated(confidence, numbers).mean() == pytest.approx(right.mean(), abs=0.002)
     assert np.isfinite(fit_calibration([(np.array([0.0, 1.0, 0.5, 0.5]), np.array([False, True, True, False]))])).all()
 
 
