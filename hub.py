@@ -94,8 +94,8 @@ def save_pretrained(model: StackMFFV2, folder: str | Path) -> Path:
         config = {"network": model.network, **asdict(model.config)}
         (part / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         ours = is_shipped(state)
-        about = data_of_card(library_name="pytorch", pipeline_tag="image-to-image", license="other",
-                             license_name="for-non-commercial-research" if ours else "unknown", license_link=CARD,
+        licence = {"license": "mit"} if ours else {"license": "other", "license_name": "unknown", "license_link": CARD}
+        about = data_of_card(library_name="pytorch", pipeline_tag="image-to-image", **licence,
                              tags=["focus-stacking", "multi-focus-image-fusion", "depth-from-focus"])
         text = ABOUT + (OURS.format(**read_readme()) if ours else OTHERS) + LIMITS
         (part / CARD).write_text(f"---\n{about.to_yaml()}\n---\n\n{text}", encoding="utf-8")

@@ -39,9 +39,9 @@ def test_the_card_of_the_shipped_weights_has_data_licence_and_figures(run, tmp_p
         "README.md", "config.json", "model.safetensors"]
     card = (tmp_path / "v2" / "README.md").read_text()
     head = card.split("---\n")[1]
-    assert "license: other" in head and "license_name: for-non-commercial-research" in head
+    assert "license: mit" in head and "license_name" not in head
     figures = (hub.ROOT / "README.md").read_text().split("## How good it is")[1]
-    assert "BSDS500" in card and "MIT" in card and next(
+    assert "CC0" in card and "MIT" in card and next(
         line for line in figures.splitlines() if line.startswith("| 8 frames")) in card
     shipped, again = load_model(hub.ROOT / "model.pth"), hub.from_pretrained(tmp_path / "v2")
     assert all(torch.equal(values, again.state_dict()[name]) for name, values in shipped.state_dict().items())
@@ -49,7 +49,10 @@ def test_the_card_of_the_shipped_weights_has_data_licence_and_figures(run, tmp_p
 
 def test_the_card_of_other_weights_claims_nothing(tmp_path):
     card = (hub.save_pretrained(StackMFFV2(), tmp_path / "own") / "README.md").read_text()
-    assert "PSNR" not in card and "BSDS500" not in card and "license_name: unknown" in card
+    assert "PSNR" not in card and "CC0" not in card and "license_name: unknown" in card
+    other = load_model(hub.ROOT / "model_bsds500.pth")
+    card = (hub.save_pretrained(other, tmp_path / "bsds500") / "README.md").read_text()
+    assert "MIT" not in card and "license_name: unknown" in card
 
 
 def test_nothing_is_replaced_and_other_networks_are_refused(run, tmp_path, v1_weights):

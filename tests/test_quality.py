@@ -62,7 +62,7 @@ def luma_psnr(fused, stack):
     return image_quality(luma(fused) * 255, luma(stack.aif) * 255)["psnr"]
 
 
-@pytest.mark.parametrize("weights", ["model.pth", "model_free.pth"])
+@pytest.mark.parametrize("weights", ["model.pth", "model_bsds500.pth"])
 def test_weights_that_come_with_the_program_beat_a_focus_measure(weights):
     stack = make_stack(MOTORCYCLE, GROUPS["n8"], 160)
     measure, _ = BASELINES["sml"].fuse_index(stack.frames)
