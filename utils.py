@@ -163,8 +163,12 @@ def stop_signals() -> Iterator[list[int]]:
     stays so.
     """
     received: list[int] = []
+    owner = os.getpid()
 
     def stop(number: int, _frame: Any) -> None:
+        if os.getpid() != owner:  # a forked process that is younger than its own handlers
+            leave_stopping_to_the_parent()
+            return signal.raise_signal(number)
         received.append(number)
         if hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises an error for loaders that stop, too

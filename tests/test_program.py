@@ -86,6 +86,18 @@ def test_ctrl_c_does_not_disturb_forked_processes():
     assert (process.returncode, out) == (130, "child 0\n") and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name, status", [("SIGINT", 0), ("SIGTERM", int(signal.SIGTERM))])
+def test_a_signal_does_not_disturb_a_process_that_is_just_forked(name, status):
+    hook = f"os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.{name}))"  # before those of utils
+    process = subprocess.run([sys.executable, "-c", f"import os, signal\n{hook}" + PROGRAM.format(body="""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    print("child", os.waitpid(child, 0)[1])
+    """.strip())], cwd=ROOT, capture_output=True, text=True, preexec_fn=as_in_a_terminal)
+    assert (process.returncode, process.stdout, process.stderr) == (0, f"child {status}\n", "")
+
+
 def test_of_several_processes_the_first_says_that_it_was_interrupted(tmp_path):
     process = start(WAIT, tmp_path, env=os.environ | {"RANK": "1"})
     assert process.stdout.readline() == "ready\n"
