@@ -70,7 +70,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     folder = Path(args.input_dir)
-    paths = sorted(folder.glob("*.hdr"))
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".hdr")
     if not paths:
         raise UserError(f"{folder}: no .hdr files")
     settings = flag_settings(args)

@@ -18,6 +18,7 @@ def test_the_band_around_the_horizon_is_exposed(run, tmp_path):
     light[10:30, :10] = 30 * np.float32([0.1, 1, 4])
     light[10:30, 10:20] = 3000
     write_panorama(tmp_path / "hdris" / "hall.hdr", light)
+    (tmp_path / "hdris" / "hall.hdr").rename(tmp_path / "hdris" / "hall.HDR")  # as cameras write suffixes
     assert run(panoramas.main, "--input_dir", tmp_path / "hdris", "--output_dir", tmp_path / "out")[0] == 0
     picture = read_image(tmp_path / "out" / "hall.png")
     assert picture.shape == (20, 80, 3) and picture.dtype == np.uint8
