@@ -279,13 +279,19 @@ class ModelConfig:
     groups: int = 4  # of every GroupNorm
     hidden: int = 16  # channels of a ConvGRU state
     readout: str = "absolute"  # or "peak": our weights; "stretch": the published checkpoint (`regress_focus`)
+    scales: int = 1  # 2: frames are compared at half resolution, too, and the logits are the mean of both
     calibration: tuple[float, float, float] = AS_IT_IS  # of the confidence (`calibrate`)
 
     def __post_init__(self) -> None:
         if self.readout not in ("absolute", "peak", "stretch"):
             raise ValueError(f"readout {self.readout!r}: choose absolute, peak or stretch")
+        if self.scales not in (1, 2):
+            raise ValueError(f"scales {self.scales}: choose 1 or 2")
         if len(self.calibration) != len(AS_IT_IS):
             raise ValueError(f"calibration {self.calibration}: three numbers")
+
+
+OURS = ModelConfig(readout="peak", scales=2)  # of the weights that train.py makes
 
 
 class StackMFFV2(nn.Module):
@@ -314,21 +320,29 @@ class StackMFFV2(nn.Module):
     def forward(self, stack: Tensor, fast: bool = False) -> FocusMap:
         """Regress the focus map of grey stacks (B, N, H, W) in 0..1, frames in focal order, any N >= 1, H and W.
 
-        `fast` compares the frames at half resolution: a quarter of the work with the same kernels. In training mode a
-        `peak` is read as the whole expectation: its gradient reaches every frame.
+        `fast` compares the frames at half resolution alone: a quarter of the work with the same kernels. In training
+        mode a `peak` is read as the whole expectation: its gradient reaches every frame.
         """
-        return self.compare(self.focus_volume(stack, fast), stack.shape[-2:], fast)
+        return self.compare(self.intra(by_frame(pad_to_stride(stack))), stack.shape, fast)
 
     @property
     def kept_channels(self) -> int:
         """Channels of the heads' features of a frame, (B, C, H/2, W/2)."""
         return self.config.channels[0]
 
-    def compare(self, volume: Tensor, size: Sequence[int], fast: bool) -> FocusMap:
-        """Compare the frames of a focus volume (see `focus_volume`) of stacks of this height and width."""
-        logits = upsample_logits(self.inter(volume), *size) if fast else self.inter(volume)
+    def steps(self, fast: bool) -> tuple[int, ...]:
+        """Return at which resolutions the frames are compared, finest first: picture pixels per pixel there."""
+        return (2,) if fast else (1, 2)[: self.config.scales]
+
+    def compare(self, features: Tensor, shape: Sequence[int], fast: bool) -> FocusMap:
+        """Compare the frames whose heads' features (N*B, C, H/2, W/2), padded, these are; shape: the stacks'."""
+        logits = 0
+        for step in self.steps(fast):
+            found = self.inter(self.to_volume(features, shape, step == 2))
+            logits = logits + (found if step == 1 else upsample_logits(found, *shape[-2:]))
+        logits = logits.float() / len(self.steps(fast))
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
-        return regress_focus(logits.float(), self.temperature, readout, self.config.calibration)
+        return regress_focus(logits, self.temperature, readout, self.config.calibration)
 
     def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
         """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""

@@ -184,15 +184,15 @@ def table2(entries: Sequence[Entry], seconds: dict, args: argparse.Namespace) ->
 
 
 def new_network(method: str) -> torch.nn.Module:
-    from model import StackMFFV2  # torch with them: not for --help
+    from model import OURS, StackMFFV2  # torch with them: not for --help
     from stackmff_v1.model import StackMFFV1
 
-    return StackMFFV1() if method == "v1" else StackMFFV2()
+    return StackMFFV1() if method == "v1" else StackMFFV2() if method == "paper" else StackMFFV2(OURS)
 
 
 @functools.cache
 def count_multiply_adds(method: str, num_frames: int) -> float:
-    """Return the multiply-adds of a stack of 256 x 256 as thop counts them: the paper's 2.75 G are those of N = 2."""
+    """Return the multiply-adds of a stack of 256 x 256 as thop counts them; method: of NETWORKS, or paper."""
     with torch.device("meta"):  # shapes suffice: nothing is calculated
         model, stack = new_network(method), torch.empty(1, num_frames, SIDE, SIDE)
     return thop.profile(model, (stack, True) if method == "fast" else (stack,), verbose=False)[0]
@@ -212,7 +212,8 @@ def table3(methods: Sequence[str], frames: Sequence[int]) -> tuple[list[dict], s
         cells = [f"{value / 1e9:.3f} G" if value else "-" for value in list(row.values())[2:]]
         lines.append(f"| {title(row['method'])} | {row['parameters']:,} | " + " | ".join(cells) + " |")
     lines += ["", f"Multiply-adds of N frames of {SIDE}x{SIDE} as thop counts them; -: not a network. The paper's "
-                  "network has 51,524 parameters, ours one more, the temperature."]
+                  f"network has 51,524 parameters and {count_multiply_adds('paper', 2) / 1e9:.3f} G for N = 2; ours "
+                  "has one more, the temperature, and compares the frames at half resolution, too."]
     return rows, "\n".join(lines) + "\n"
 
 

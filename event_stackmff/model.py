@@ -201,14 +201,18 @@ class EventStackMFF(StackMFFV2):
 
         stack: 0..1, in focal order. events: -1..1, + brighter; of frame k what happened since frame k - 1.
         """
-        return self.compare(self.focus_volume(stack, events, fast), stack.shape[-2:], fast)
+        return self.compare(self.score(stack, events), stack.shape, fast)
 
     def focus_volume(self, stack: Tensor, events: Tensor, fast: bool = False) -> Tensor:
         """Score every frame alone: (B, N, H, W) -> focus volume (N, B, 8 + E, H, W), half H and W if `fast`."""
+        return self.to_volume(self.score(stack, events), stack.shape, fast)
+
+    def score(self, stack: Tensor, events: Tensor) -> Tensor:
+        """Return the heads' features of every frame with its events, (N*B, 8 + 4 E, H/2, W/2), padded."""
         check_pair(stack, events)
         events = pad_events(events)
         events = with_next(events) if self.config.next_events else by_frame(events)
-        return self.to_volume(self.intra(by_frame(pad_to_stride(stack)), events), stack.shape, fast)
+        return self.intra(by_frame(pad_to_stride(stack)), events)
 
     @property
     def kept_channels(self) -> int:

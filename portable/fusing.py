@@ -17,7 +17,7 @@ from streaming.alike import GUESS, mark_unlike, surrounded
 from streaming.memory import plan_memory
 from streaming.settings import FusionSettings, picture_step
 from streaming.surface import calm_surface
-from streaming.tiles import cut_evenly, cut_tiles
+from streaming.tiles import cut_evenly, cut_tiles, part_of
 from temporary import reserved_file
 from utils import UserError
 
@@ -116,14 +116,19 @@ def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks
         features[k] = networks.score(luma(frame, white))
         mark_unlike(alike, frame, first)
     index, confidence, surface = (np.empty(size, np.float32) for _ in range(3))
-    step = picture_step(settings)
-    tiles = [(down, across) for down in cut_tiles(size[0], budget.tile, step, budget.halo)
-             for across in cut_tiles(size[1], budget.tile, step, budget.halo)]
+    finest = picture_step(settings)
+    steps = (1, 2)[: about.get("scales", 1)] if finest == 1 else (finest,)
+    tiles = [(down, across) for down in cut_tiles(size[0], budget.tile, finest, budget.halo)
+             for across in cut_tiles(size[1], budget.tile, finest, budget.halo)]
     for down, across in counted(tiles, "comparing", settings.progress):
-        logits = compare_window(features, down.window, across.window, step, networks)
-        top, left = down.start - step * down.window.start, across.start - step * across.window.start
-        logits = at_picture_size(logits, step)[:, top : top + down.stop - down.start,
-                                               left : left + across.stop - across.start]
+        logits = np.float32(0)
+        for step in steps:  # their mean
+            parts = [part_of(part.start, part.stop, side, step, budget.halo)
+                     for part, side in ((down, size[0]), (across, size[1]))]
+            found = at_picture_size(compare_window(features, *(part.window for part in parts), step, networks), step)
+            rows, columns = (slice(part.start - step * part.window.start, part.stop - step * part.window.start)
+                             for part in parts)
+            logits = logits + found[:, rows, columns] / np.float32(len(steps))
         for start, stop in cut_evenly(logits.shape[1], STRIP_MEMORY // logits[:, 0].nbytes, 1):
             there = (slice(down.start + start, down.start + stop), slice(across.start, across.stop))
             index[there], confidence[there], surface[there] = read_focus(logits[:, start:stop], about)

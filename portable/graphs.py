@@ -105,8 +105,8 @@ def describe_model(model: StackMFFV2) -> dict:
     for name, values in sorted(model.state_dict().items()):
         weights.update(name.encode() + values.detach().cpu().numpy().tobytes())
     return {"network": model.network, "weights": weights.hexdigest(), "readout": model.config.readout,
-            "temperature": float(model.temperature), "calibration": list(model.config.calibration),
-            "surface_temperature": SOFTER, "halo": halo_of(model)}
+            "scales": model.config.scales, "temperature": float(model.temperature),
+            "calibration": list(model.config.calibration), "surface_temperature": SOFTER, "halo": halo_of(model)}
 
 
 def write_graphs(model: StackMFFV2, folder: Path) -> None:

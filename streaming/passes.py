@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_step
-from streaming.tiles import Part, cut_evenly
+from streaming.tiles import Part, cut_evenly, part_of
 from streaming.window import FrameTile, Gaps, find_possible, looks_first, tiles_of_all, tiles_of_possible
 from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
@@ -106,7 +107,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over the frames that are possible."""
     n, (height, width) = len(source), source.size
     inter = recurrent_stage(model, settings)
-    step = picture_step(settings)
+    finest = picture_step(settings)
     readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
     if model.config.readout != "stretch":  # the published weights' depth is their stretched index
@@ -115,12 +116,16 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
         maps.probabilities = Kept((n, height, width), torch.uint8, budget.probabilities_in_file)
 
     def compare(tile: FrameTile) -> None:
-        down, across, gaps = tile.down, tile.across, Gaps(tile.frames)
-        volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model, gaps.frames)
-        logits = inter(volume).float()
-        for rows, strip in read_strips(logits, down, across, step):
+        gaps, compared = Gaps(tile.frames), []
+        for step in model.steps(settings.speed == "fast"):
+            down, across = ((part if step == finest else part_of(part.start, part.stop, side, step, budget.halo))
+                            for part, side in ((tile.down, height), (tile.across, width)))
+            volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
+                                  gaps.frames)
+            compared.append(Compared(step, down, across, inter(volume).float()))
+        for rows, strip in read_strips(compared):
             focus = regress_focus(gaps.fill(strip), model.temperature, readout, model.config.calibration)
-            there = (rows, slice(across.start, across.stop))
+            there = (rows, slice(tile.across.start, tile.across.stop))
             maps.index[there] = gaps.to_sweep(focus.index[0]).cpu().numpy()
             maps.confidence[there] = focus.confidence[0].cpu().numpy()
             if maps.surface is not None:
@@ -180,23 +185,41 @@ def recurrent_stage(model: StackMFFV2, settings: FusionSettings) -> BiConvGRU:
     return inter
 
 
-def read_strips(logits: Tensor, down: Part, across: Part, step: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield a tile's logits (1, N, rows, W) at the picture's resolution in strips of rows, and those rows.
+class Compared(NamedTuple):
+    """A tile's logits (1, N, h, w) at one of the resolutions at which its frames are compared."""
 
-    Of long stacks the whole tile would need many times its logits for what is made of them.
-    """
-    columns = slice(across.start - step * across.window.start, across.stop - step * across.window.start)
-    row_memory = logits[:, :, 0].numel() * 4 * step**2  # bytes
-    for start, stop in cut_evenly(down.stop - down.start, STRIP_MEMORY // row_memory, step):
-        start, stop = start + down.start, stop + down.start
-        low, high = start // step - down.window.start, math.ceil(stop / step) - down.window.start
+    step: int  # picture pixels per pixel
+    down: Part
+    across: Part
+    logits: Tensor
+
+    def read(self, rows: slice) -> Tensor:
+        """Return rows of the picture without the tile's halo, (1, N, rows, W)."""
+        step, window = self.step, self.down.window
+        columns = slice(self.across.start - step * self.across.window.start,
+                        self.across.stop - step * self.across.window.start)
+        low, high = rows.start // step - window.start, math.ceil(rows.stop / step) - window.start
         if step == 2:  # a row of the picture lies between two of the recurrent stage
             above = min(low, 1)
-            strip = logits[:, :, low - above : high + 1]
-            strip = upsample_logits(strip, 2 * strip.shape[2], 2 * strip.shape[3])[:, :, 2 * above :]
+            strip = self.logits[:, :, low - above : high + 1]
+            strip = upsample_logits(strip, 2 * strip.shape[2], 2 * strip.shape[3])
+            strip = strip[:, :, 2 * above + rows.start % 2 :]
         else:
-            strip = logits[:, :, low:high]
-        yield slice(start, stop), strip[:, :, : stop - start, columns]
+            strip = self.logits[:, :, low:high]
+        return strip[:, :, : rows.stop - rows.start, columns]
+
+
+def read_strips(compared: Sequence[Compared]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of the picture and there the mean of a tile's logits at all its resolutions, (1, N, rows, W).
+
+    In strips: of long stacks the whole tile would need many times its logits for what is made of them.
+    """
+    (step, down, _, logits), count = compared[0], len(compared)
+    row_memory = logits[:, :, 0].numel() * 4 * step**2  # bytes
+    for start, stop in cut_evenly(down.stop - down.start, STRIP_MEMORY // row_memory, step):
+        rows = slice(start + down.start, stop + down.start)
+        strip = compared[0].read(rows)
+        yield rows, strip if count == 1 else sum((other.read(rows) for other in compared[1:]), strip) / count
 
 
 class VolumeWindow(Sequence):

@@ -14,7 +14,7 @@ from utils import MEMORY, UserError, number
 
 @dataclass(frozen=True)
 class FusionSettings:
-    speed: str = "full"  # fast: the frames are compared at half resolution
+    speed: str = "full"  # fast: the frames are compared at half resolution alone
     sampling: str = "nearest"  # or blend: mixed by a softened P; or painted: the luma that V1 paints
     precision: str = "full"  # reduced: bfloat16 recurrent stage, features kept in half precision
     max_memory: float | None = None  # GiB of main memory for everything; None: half of what is free
@@ -45,7 +45,7 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
     group.add_argument("--speed", choices=("full", "fast"), default=FusionSettings.speed,
-                       help="fast compares the frames at half resolution")
+                       help="fast compares the frames at half resolution alone")
     group.add_argument("--sampling", choices=("nearest", "blend", "painted"), default=FusionSettings.sampling,
                        help="nearest copies every pixel from one frame; blend mixes frames, for noisy stacks; painted: "
                             "the luma that StackMFF V1 paints")

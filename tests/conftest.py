@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from event_stackmff.model import EventStackMFF  # noqa: E402
-from model import StackMFFV2, model_checkpoint  # noqa: E402
+from model import ModelConfig, StackMFFV2, model_checkpoint  # noqa: E402
 from outputs import save_checkpoint  # noqa: E402
 from pictures.events import events_to_colours  # noqa: E402
 from pictures.writing import write_image  # noqa: E402
@@ -62,7 +62,7 @@ def weights(tmp_path_factory):
     """A checkpoint of an untrained network."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "untrained.pth"
-    save_checkpoint(path, model_checkpoint(StackMFFV2()))
+    save_checkpoint(path, model_checkpoint(StackMFFV2(ModelConfig(scales=2))))
     return path
 
 

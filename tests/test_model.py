@@ -10,6 +10,7 @@ from model import (
     ModelConfig,
     StackMFFV2,
     count_parameters,
+    from_checkpoint,
     load_model,
     model_checkpoint,
     pad_to_stride,
@@ -131,6 +132,23 @@ def test_peak_is_for_reading_and_training_takes_the_whole_expectation():
     focus = model.eval()(stack)
     assert torch.equal(focus.index.round(), focus.probabilities.argmax(1).float())
     assert not torch.allclose(focus.index, whole, atol=0.1)
+
+
+def test_at_two_scales_the_logits_are_the_mean_of_both():
+    torch.manual_seed(2)
+    one, two = StackMFFV2(ModelConfig()).eval(), StackMFFV2(ModelConfig(scales=2)).eval()
+    two.load_state_dict(one.state_dict())
+    stack = torch.rand(2, 4, 37, 50)
+    with torch.inference_mode():
+        whole, half, both = one(stack), one(stack, fast=True), two(stack)
+        assert torch.equal(two(stack, fast=True).logits, half.logits)
+    assert (whole.logits - half.logits).abs().max() > 0.01
+    torch.testing.assert_close(both.logits, (whole.logits + half.logits) / 2)
+    checkpoint = model_checkpoint(one)
+    del checkpoint["config"]["scales"]  # of weights that are older
+    assert from_checkpoint(checkpoint).config.scales == 1
+    with pytest.raises(ValueError, match="scales 3"):
+        ModelConfig(scales=3)
 
 
 def test_absolute_readout_is_the_expectation_and_a_low_temperature_the_maximum():

@@ -84,7 +84,7 @@ def test_any_size_gives_pytorchs_features(exported, size):
 
 
 @pytest.mark.parametrize("settings", [dict(readout="peak", calibration=(2.0, 0.5, 0.1)), dict(hidden=8),
-                                      dict(readout="stretch")])
+                                      dict(readout="stretch"), dict(readout="peak", scales=2)])
 def test_any_readout_gives_pytorchs_maps(tmp_path, settings):
     model, networks = untrained(tmp_path, **settings)
     frames = stack_of(5, (37, 50))
