@@ -42,7 +42,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("fusion")
     group.add_argument("--reverse", action="store_true", help="the frames run from far to near")
     group.add_argument("--speed", choices=("full", "fast"), default="full",
-                       help="fast compares the frames at half resolution")
+                       help="fast compares the frames at half resolution alone")
     group.add_argument("--raw_depth", action="store_true",
                        help="depth as the network gives it; default: noise and unsure places filled from what is sure "
                             "nearby")

@@ -12,10 +12,12 @@ goes on after an interruption; methods that are added and weights that changed a
 from __future__ import annotations
 
 import argparse
+import copy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,6 +65,7 @@ METHODS = {  # columns; the peers come before the true index
     "ours": "ours, full",
     "ours_fast": "ours, fast",
     "ours_blend": "ours, full, blend",
+    "ours_whole": "ours, whole resolution alone",
     "ours_all": "ours, full, all frames",
     "ours_fast_all": "ours, fast, all frames",
     "published": "published",
@@ -130,6 +133,10 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     runs = {"ours": (network(model, "full", "nearest"), weights),
             "ours_fast": (network(model, "fast", "nearest"), weights),
             "ours_blend": (network(model, "full", "blend"), weights)}
+    if args.whole_alone:
+        whole = copy.copy(model)
+        whole.config = replace(model.config, scales=1)
+        runs["ours_whole"] = network(whole, "full", "nearest"), weights
     if args.all_frames:
         runs |= {"ours_all": (network(model, "full", "nearest", "all"), weights),
                  "ours_fast_all": (network(model, "fast", "nearest", "all"), weights)}
@@ -275,6 +282,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                         help="rows of the table")
     methods = parser.add_argument_group("methods")
     methods.add_argument("--model_path", default=str(ROOT / "model.pth"), help="our weights")
+    methods.add_argument("--whole_alone", action="store_true",
+                         help="one more column: frames compared at the whole resolution alone, not at half of it, too")
     methods.add_argument("--all_frames", action="store_true",
                          help="two more columns: all frames compared everywhere, also in long sweeps")
     methods.add_argument("--tile", type=SIDE, metavar="PIXELS",

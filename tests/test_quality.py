@@ -3,6 +3,7 @@
 import csv
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,15 @@ def test_nothing_copied_or_mixed_is_above_the_ceilings(tmp_path, weights):
         assert mixed >= copied and mixed > psnr.pop("ours, full, blend")
         assert all(copied >= value for value in psnr.values())
         assert (mixed == copied == 100) == title.startswith("Algorithm 1")
+
+
+def test_the_whole_resolution_alone_is_one_more_column(tmp_path, weights):
+    assert bench(tmp_path / "out", weights, "--groups", "n8", "--whole_alone") == 0
+    found = {row["method"]: float(row["psnr"]) for row in read_csv(tmp_path / "out")}
+    model, stack = load_model(weights), make_stack(MOTORCYCLE, GROUPS["n8"], SIDE)
+    model.config = replace(model.config, scales=1)
+    assert found["ours_whole"] == pytest.approx(luma_psnr(fuse_stack(stack.frames, model).fused, stack))
+    assert found["ours_whole"] != found["ours"]
 
 
 # --------------------------------------------------------------------------- peers
