@@ -291,7 +291,7 @@ class ModelConfig:
             raise ValueError(f"calibration {self.calibration}: three numbers")
 
 
-OURS = ModelConfig(readout="peak", scales=2)  # of the weights that train.py makes
+TRAINED = ModelConfig(readout="peak", scales=2)  # what train.py trains
 
 
 class StackMFFV2(nn.Module):

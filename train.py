@@ -115,7 +115,7 @@ class FocusTask:
         self.num_frames, self.frame_range = args.num_frames, drawn_frame_range(args)
 
     def new_model(self) -> StackMFFV2:
-        model = network.StackMFFV2(network.OURS)
+        model = network.StackMFFV2(network.TRAINED)
         if self.args.init_path:
             model.load_state_dict(initial_weights(self.args.init_path))
         return model.to(memory_format=torch.channels_last)

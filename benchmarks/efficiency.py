@@ -184,10 +184,10 @@ def table2(entries: Sequence[Entry], seconds: dict, args: argparse.Namespace) ->
 
 
 def new_network(method: str) -> torch.nn.Module:
-    from model import OURS, StackMFFV2  # torch with them: not for --help
+    from model import TRAINED, StackMFFV2  # torch with them: not for --help
     from stackmff_v1.model import StackMFFV1
 
-    return StackMFFV1() if method == "v1" else StackMFFV2() if method == "paper" else StackMFFV2(OURS)
+    return StackMFFV1() if method == "v1" else StackMFFV2() if method == "paper" else StackMFFV2(TRAINED)
 
 
 @functools.cache

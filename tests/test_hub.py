@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hub
-from model import OURS, ModelConfig, StackMFFV2, load_model
+from model import TRAINED, ModelConfig, StackMFFV2, load_model
 from utils import UserError
 
 pytest.importorskip("huggingface_hub")
@@ -21,7 +21,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), ModelConfig(readout="peak", calibration=(2.0, 0.5, 0.1), hidden=8),
-                                    ModelConfig(readout="stretch"), OURS])
+                                    ModelConfig(readout="stretch"), TRAINED])
 def test_the_same_network_comes_back(tmp_path, config):
     torch.manual_seed(0)
     model = StackMFFV2(config).eval()
