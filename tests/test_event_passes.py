@@ -74,7 +74,7 @@ def test_events_count(untrained):
 
 def test_a_network_begun_from_v2_gives_what_v2_gives(weights):
     v2 = load_model(weights)
-    model = EventStackMFF(EventConfig(readout="absolute")).eval()
+    model = EventStackMFF(EventConfig(readout="absolute", scales=2)).eval()
     begin_from_v2(model, v2)
     frames = make_stack(3, (40, 50))
     ours = fuse_stack(frames, model, events=list(make_events(3, (40, 50))))
