@@ -93,7 +93,7 @@ def save_pretrained(model: StackMFFV2, folder: str | Path) -> Path:
         (part / WEIGHTS).write_bytes(encode(state, {"format": "pt"}))
         config = {"network": model.network, **asdict(model.config)}
         (part / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        ours = is_shipped(state)
+        ours = is_shipped(model)
         licence = {"license": "mit"} if ours else {"license": "other", "license_name": "unknown", "license_link": CARD}
         about = data_of_card(library_name="pytorch", pipeline_tag="image-to-image", **licence,
                              tags=["focus-stacking", "multi-focus-image-fusion", "depth-from-focus"])
@@ -140,11 +140,17 @@ def needed(package: str):
         raise UserError(f"{package.split('.')[0]} is not installed: pip install -r requirements-hub.txt") from None
 
 
-def is_shipped(state: dict[str, torch.Tensor]) -> bool:
-    """Return whether these are the weights that come with the program."""
+def is_shipped(model: StackMFFV2) -> bool:
+    """Return whether these are the weights that come with the program, used as they are to be."""
+    from model import load_model
+
     path = ROOT / "model.pth"
-    ours = torch.load(path, map_location="cpu", weights_only=True)["model"] if path.is_file() else {}
-    return ours.keys() == state.keys() and all(torch.equal(values, ours[name]) for name, values in state.items())
+    if not path.is_file():
+        return False
+    ours = load_model(path)
+    state = model.state_dict()
+    return model.config == ours.config and all(torch.equal(values, state[name].cpu())
+                                               for name, values in ours.state_dict().items())
 
 
 def read_readme() -> dict[str, str]:

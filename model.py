@@ -320,33 +320,33 @@ class StackMFFV2(nn.Module):
     def forward(self, stack: Tensor, fast: bool = False) -> FocusMap:
         """Regress the focus map of grey stacks (B, N, H, W) in 0..1, frames in focal order, any N >= 1, H and W.
 
-        `fast` compares the frames at half resolution alone: a quarter of the work with the same kernels. In training
-        mode a `peak` is read as the whole expectation: its gradient reaches every frame.
+        `fast` compares the frames at half resolution alone, with the same kernels: of two scales a fifth of the work.
+        In training mode a `peak` is read as the whole expectation: its gradient reaches every frame.
         """
-        return self.compare(self.intra(by_frame(pad_to_stride(stack))), stack.shape, fast)
+        return self.compare(self.score(stack), stack.shape, fast)
 
     @property
     def kept_channels(self) -> int:
         """Channels of the heads' features of a frame, (B, C, H/2, W/2)."""
         return self.config.channels[0]
 
-    def steps(self, fast: bool) -> tuple[int, ...]:
-        """Return at which resolutions the frames are compared, finest first: picture pixels per pixel there."""
-        return (2,) if fast else (1, 2)[: self.config.scales]
-
     def compare(self, features: Tensor, shape: Sequence[int], fast: bool) -> FocusMap:
         """Compare the frames whose heads' features (N*B, C, H/2, W/2), padded, these are; shape: the stacks'."""
-        logits = 0
-        for step in self.steps(fast):
-            found = self.inter(self.to_volume(features, shape, step == 2))
-            logits = logits + (found if step == 1 else upsample_logits(found, *shape[-2:]))
-        logits = logits.float() / len(self.steps(fast))
+        logits = []
+        for half in [True] if fast else [False, True][: self.config.scales]:
+            found = self.inter(self.to_volume(features, shape, half)).float()
+            logits.append(upsample_logits(found, *shape[-2:]) if half else found)
+        logits = sum(logits) / len(logits)
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
         return regress_focus(logits, self.temperature, readout, self.config.calibration)
 
-    def focus_volume(self, stack: Tensor, fast: bool = False) -> Tensor:
-        """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, 8, H, W), half H and W if `fast`."""
-        return self.to_volume(self.intra(by_frame(pad_to_stride(stack))), stack.shape, fast)
+    def focus_volume(self, *stacks: Tensor, fast: bool = False) -> Tensor:
+        """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, C, H, W), half H and W if `fast`."""
+        return self.to_volume(self.score(*stacks), stacks[0].shape, fast)
+
+    def score(self, stack: Tensor) -> Tensor:
+        """Return the heads' features of every frame of (B, N, H, W), (N*B, 8, H/2, W/2), padded."""
+        return self.intra(by_frame(pad_to_stride(stack)))
 
     def to_volume(self, features: Tensor, shape: Sequence[int], fast: bool) -> Tensor:
         """Complete the heads' features (N*B, 8, H/2, W/2), padded, to the focus volume of stacks of this shape."""

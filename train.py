@@ -87,7 +87,7 @@ def add_loss_flags(group: Any) -> None:
     group.add_argument("--blend_weight", type=weight, default=0.0,
                        help="the same for frames mixed by a softened P, 0: not used")
     group.add_argument("--fast_share", type=number(float, 0, 1), default=0.0,
-                       help="share of the steps that compare frames at half resolution, a quarter of the work")
+                       help="share of the steps that compare frames at half resolution alone, a fifth of the work")
 
 
 @command

@@ -218,6 +218,9 @@ class Run:
                  "val_data": "the validation stacks are others"}
         differ = [words.get(name, f"--{name} was {made_with[name]}, now {value}")
                   for name, value in self.settings.items() if name in made_with and made_with[name] != value]
+        scales = state.get("config", {}).get("scales", 1), getattr(self.model.config, "scales", 1)
+        if scales[0] != scales[1]:
+            differ.append(f"the network's scales were {scales[0]}, now {scales[1]}")
         if differ:
             raise ValueError("; ".join(differ))
 

@@ -166,8 +166,8 @@ def stop_signals() -> Iterator[list[int]]:
     owner = os.getpid()
 
     def stop(number: int, _frame: Any) -> None:
-        if os.getpid() != owner:  # a forked process that is younger than its own handlers
-            leave_stopping_to_the_parent()
+        if os.getpid() != owner:  # a forked process in which `leave_stopping_to_the_parent` has not been yet
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
             return signal.raise_signal(number)
         received.append(number)
         if hasattr(signal, "SIGCHLD"):

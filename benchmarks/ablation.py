@@ -64,7 +64,7 @@ VARIANTS = {
     "short": Variant("N = 8-24 only", "--num_frames 8 24"),
     "no_ce": Variant("without cross-entropy", "--ce_weight 0"),
     "no_fusion": Variant("without fusion loss", "--fusion_weight 0"),
-    "full": Variant("full resolution only", "--fast_share 0"),
+    "full": Variant("no steps at half resolution alone", "--fast_share 0"),
     "paper": Variant("Algorithm 1 and Eq. 9 alone",
                      "--recipe paper --num_frames 8 12 16 20 24 --ce_weight 0 --fusion_weight 0"),
     "fusion_0.1": Variant("fusion weight 0.1", "--fusion_weight 0.1"),

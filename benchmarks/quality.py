@@ -134,6 +134,9 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
             "ours_fast": (network(model, "fast", "nearest"), weights),
             "ours_blend": (network(model, "full", "blend"), weights)}
     if args.whole_alone:
+        if getattr(model.config, "scales", 1) == 1:
+            raise UserError(f"{args.model_path}: compares frames at one resolution; --whole_alone needs weights that "
+                            "compare them at two")
         whole = copy.copy(model)
         whole.config = replace(model.config, scales=1)
         runs["ours_whole"] = network(whole, "full", "nearest"), weights

@@ -203,10 +203,6 @@ class EventStackMFF(StackMFFV2):
         """
         return self.compare(self.score(stack, events), stack.shape, fast)
 
-    def focus_volume(self, stack: Tensor, events: Tensor, fast: bool = False) -> Tensor:
-        """Score every frame alone: (B, N, H, W) -> focus volume (N, B, 8 + E, H, W), half H and W if `fast`."""
-        return self.to_volume(self.score(stack, events), stack.shape, fast)
-
     def score(self, stack: Tensor, events: Tensor) -> Tensor:
         """Return the heads' features of every frame with its events, (N*B, 8 + 4 E, H/2, W/2), padded."""
         check_pair(stack, events)

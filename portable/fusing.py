@@ -15,7 +15,7 @@ from pictures.opencv import decode_frame
 from pictures.values import luma, pick_pixels, white_level
 from streaming.alike import GUESS, mark_unlike, surrounded
 from streaming.memory import plan_memory
-from streaming.settings import FusionSettings, picture_step
+from streaming.settings import FusionSettings, picture_steps
 from streaming.surface import calm_surface
 from streaming.tiles import cut_evenly, cut_tiles, part_of
 from temporary import reserved_file
@@ -116,8 +116,8 @@ def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks
         features[k] = networks.score(luma(frame, white))
         mark_unlike(alike, frame, first)
     index, confidence, surface = (np.empty(size, np.float32) for _ in range(3))
-    finest = picture_step(settings)
-    steps = (1, 2)[: about.get("scales", 1)] if finest == 1 else (finest,)
+    steps = picture_steps(settings, about.get("scales", 1))
+    finest = steps[0]
     tiles = [(down, across) for down in cut_tiles(size[0], budget.tile, finest, budget.halo)
              for across in cut_tiles(size[1], budget.tile, finest, budget.halo)]
     for down, across in counted(tiles, "comparing", settings.progress):

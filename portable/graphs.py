@@ -162,16 +162,20 @@ def share_equal_weights(graph) -> None:
 def largest_difference(model: StackMFFV2, folder: Path, size: tuple[int, int], num_frames: int = 3) -> float:
     """Return how far onnxruntime is from PyTorch on a stack of blurred noise of this size.
 
-    The largest of: the features after their sigmoid, and the logits of all frames.
+    The largest of: the features after their sigmoid, and the logits of all frames, at both resolutions.
     """
     from portable.fusing import Networks, compare_window
 
     stack = F.avg_pool2d(torch.rand(num_frames, 1, *size, generator=torch.Generator().manual_seed(0)), 3, 1, 1)
     model, networks = copy.deepcopy(model).cpu().eval(), Networks(folder)
+    features = [networks.score(frame[0].numpy()) for frame in stack]
+    differences = []
     with torch.inference_mode():
-        volume = model.focus_volume(stack[:, 0][None])
-        logits = model.inter(volume)[0]
-        features = [torch.from_numpy(networks.score(frame[0].numpy())) for frame in stack]
-        ours = torch.stack([model.to_volume(part[None], (1, 1, *size), fast=False)[0] for part in features])
-    others = compare_window([part.numpy() for part in features], range(size[0]), range(size[1]), 1, networks)
-    return max(float((volume - ours).abs().max()), float((logits - torch.from_numpy(others)).abs().max()))
+        for step in (1, 2):
+            volume = model.focus_volume(stack[:, 0][None], fast=step == 2)
+            ours = torch.stack([model.to_volume(torch.from_numpy(part)[None], (1, 1, *size), step == 2)[0]
+                                for part in features])
+            height, width = volume.shape[-2:]
+            others = torch.from_numpy(compare_window(features, range(height), range(width), step, networks))
+            differences += [(volume - ours).abs().max(), (model.inter(volume)[0] - others).abs().max()]
+    return float(max(differences))

@@ -32,8 +32,8 @@ from streaming.alike import GUESS, surrounded
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
 from streaming.noise import blending_temperature, smooth_noise
-from streaming.settings import FusionSettings, picture_step
-from streaming.tiles import Part, cut_evenly, part_of
+from streaming.settings import FusionSettings, picture_steps
+from streaming.tiles import Part, at_step, cut_evenly
 from streaming.window import FrameTile, Gaps, find_possible, looks_first, tiles_of_all, tiles_of_possible
 from streaming.workers import share_out, stop_if_asked
 from utils import UserError, return_freed_memory
@@ -107,7 +107,7 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
     """Pass 2: the recurrent stage and the soft regression, in tiles with a halo over the frames that are possible."""
     n, (height, width) = len(source), source.size
     inter = recurrent_stage(model, settings)
-    finest = picture_step(settings)
+    steps = picture_steps(settings, model.config.scales)
     readout = "absolute" if model.config.readout == "stretch" else model.config.readout  # stretched when complete
     maps = FocusMaps(np.empty((height, width), np.float32), np.empty((height, width), np.float32), None)
     if model.config.readout != "stretch":  # the published weights' depth is their stretched index
@@ -117,9 +117,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
     def compare(tile: FrameTile) -> None:
         gaps, compared = Gaps(tile.frames), []
-        for step in model.steps(settings.speed == "fast"):
-            down, across = ((part if step == finest else part_of(part.start, part.stop, side, step, budget.halo))
-                            for part, side in ((tile.down, height), (tile.across, width)))
+        for step in steps:
+            down, across = (parts[step].get(part, part) for parts, part in zip(others, tile[:2], strict=True))
             volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
                                   gaps.frames)
             compared.append(Compared(step, down, across, inter(volume).float()))
@@ -143,6 +142,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
     try:
         tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
+        others = [{step: at_step({tile[axis] for tile in tiles}, side, step, budget.halo, settings.compile)
+                   if step > steps[0] else {} for step in steps} for axis, side in enumerate((height, width))]
         for _ in tqdm(share_out(compare, tiles, budget.comparers), desc="comparing", total=len(tiles), unit="tile",
                       leave=False, disable=not source.progress):
             pass

@@ -34,8 +34,14 @@ class FusionSettings:
 
 
 def picture_step(settings: FusionSettings) -> int:
-    """Return the picture pixels per pixel of the recurrent stage."""
+    """Return the picture pixels per pixel of the recurrent stage, at its finest."""
     return 2 if settings.speed == "fast" else 1
+
+
+def picture_steps(settings: FusionSettings, scales: int) -> tuple[int, ...]:
+    """Return the same of every resolution at which the frames are compared, finest first (`ModelConfig.scales`)."""
+    finest = picture_step(settings)
+    return (finest, 2)[:scales] if finest == 1 else (finest,)
 
 
 def add_fusion_flags(parser: argparse.ArgumentParser) -> None:

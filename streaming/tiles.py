@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -32,11 +33,21 @@ def part_of(start: int, stop: int, side: int, step: int, halo: int) -> Part:
 def cut_tiles(side: int, tile: int, step: int, halo: int, equal: bool = False) -> list[Part]:
     """Cut a side into tiles with their halo. With equal windows, as long as the longest, compiled code serves all."""
     parts, whole = [part_of(*part, side, step, halo) for part in cut_evenly(side, tile, step)], math.ceil(side / step)
-    if equal:
-        length = max(len(part.window) for part in parts)
-        firsts = [min(part.window.start, whole - length) for part in parts]
-        parts = [part._replace(window=range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
-    return parts
+    return equally_long(parts, whole) if equal else parts
+
+
+def equally_long(parts: Sequence[Part], whole: int) -> list[Part]:
+    """Return parts with windows as long as the longest, within `whole` pixels of the recurrent stage."""
+    length = max(len(part.window) for part in parts)
+    firsts = [min(part.window.start, whole - length) for part in parts]
+    return [part._replace(window=range(first, first + length)) for part, first in zip(parts, firsts, strict=True)]
+
+
+def at_step(parts: Iterable[Part], side: int, step: int, halo: int, equal: bool = False) -> dict[Part, Part]:
+    """Return what becomes of parts of a side where the recurrent stage has another step."""
+    parts = list(parts)
+    others = [part_of(part.start, part.stop, side, step, halo) for part in parts]
+    return dict(zip(parts, equally_long(others, math.ceil(side / step)) if equal else others, strict=True))
 
 
 def count_tiles(height: int, width: int, tile: int, step: int) -> int:

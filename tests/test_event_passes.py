@@ -21,7 +21,7 @@ def make_events(num_frames, shape, seed=0):
 
 def build(config=None):
     torch.manual_seed(0)
-    return build_model(config or EventConfig()).eval()
+    return build_model(config or EventConfig(scales=2)).eval()
 
 
 def plain(model, frames, events, fast=False):

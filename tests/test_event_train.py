@@ -48,7 +48,8 @@ def last(folder, key="model"):
 
 def test_a_run_writes_weights_a_log_and_pictures(data, tmp_path):
     assert train.main(flags(tmp_path, *folders(data), *folders(data, "val", "_2"), "--num_epochs", 1)) == 0
-    assert isinstance(load_model(tmp_path / "run" / "best.pth"), EventStackMFF)
+    model = load_model(tmp_path / "run" / "best.pth")
+    assert isinstance(model, EventStackMFF) and model.config.scales == 2
     with (tmp_path / "run" / "log.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
     assert {"train_ce", "dataset_2_psnr", "dataset_2_depth_mae"} <= set(row)
@@ -164,7 +165,7 @@ def test_weights_to_begin_with(data, tmp_path, v1_weights):
 @pytest.mark.parametrize("name", list(train.NETWORKS))
 def test_every_network_of_the_ablation_learns(name):
     torch.manual_seed(0)
-    model = EventStackMFF(EventConfig(**train.NETWORKS[name]))
+    model = EventStackMFF(EventConfig(scales=2, **train.NETWORKS[name]))
     stack = torch.rand(1, 2, 32, 32)
     model(stack, torch.ones_like(stack)).index.mean().backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.intra.events.parameters())

@@ -24,7 +24,7 @@ from streaming.memory import GIB, Kept, plan_memory
 from streaming.noise import frame_noise, smooth_noise
 from streaming.passes import compare_frames
 from streaming.settings import FusionSettings
-from streaming.tiles import cut_tiles
+from streaming.tiles import at_step, cut_tiles
 from utils import UserError
 
 
@@ -172,6 +172,12 @@ def test_windows_hold_the_tile_with_its_halo_and_are_equally_long_if_compiled(eq
             assert part.window.start <= max(0, part.start // step - halo)
             assert part.window.stop >= min(-(-side // step), -(-part.stop // step) + halo)
             assert 0 <= part.window.start and part.window.stop <= -(-side // step)
+        halves = at_step(parts, side, 2, halo, equal)
+        assert len({len(half.window) for half in halves.values()}) == 1 or not equal
+        for part, half in halves.items():
+            assert (half.start, half.stop) == (part.start, part.stop)
+            assert 0 <= half.window.start <= max(0, part.start // 2 - halo)
+            assert -(-side // 2) >= half.window.stop >= min(-(-side // 2), -(-part.stop // 2) + halo)
 
 
 def test_the_published_index_is_stretched_over_the_stack_not_over_a_tile(shared):

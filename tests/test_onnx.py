@@ -244,4 +244,5 @@ def test_the_page_names_every_input_and_output(exported):
     for session in Networks(exported).sessions.values():
         for tensor in (*session.get_inputs(), *session.get_outputs()):
             assert f"`{tensor.name}`" in page and f'"{tensor.name}"' in program, tensor.name
-    assert all(f"`{name}`" in page for name in ("temperature", "calibration", "readout", "surface_temperature", "halo"))
+    for name in ("temperature", "calibration", "readout", "scales", "surface_temperature", "halo"):
+        assert f"`{name}`" in page

@@ -18,7 +18,7 @@ import predict_one_stack
 from dataset import focus_target
 from fusion import blend_pixels, fuse_stack, smooth_index
 from make_datasets.make_dataset import focus_positions, index_depth
-from model import StackMFFV2
+from model import ModelConfig, StackMFFV2
 from pictures.headers import read_header
 from pictures.listing import list_images
 from pictures.reading import read_depth, read_image, read_stack
@@ -195,7 +195,7 @@ def test_tiles_cover_a_side_once_with_their_halo(side, tile, step, halo, equal):
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return StackMFFV2().eval()
+    return StackMFFV2(ModelConfig(scales=2)).eval()
 
 
 @bounded(10)

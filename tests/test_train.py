@@ -16,7 +16,7 @@ import train
 import training
 from dataset import Key, LayeredStacks, SyntheticStacks
 from loss import focus_loss
-from model import StackMFFV2, load_model
+from model import TRAINED, ModelConfig, StackMFFV2, load_model
 from pictures.writing import write_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ EXACT = {"rtol": 0, "atol": 0}
 def test_a_run_writes_weights_log_and_pictures(data, tmp_path):
     assert train.main(two_sets(data, tmp_path, "--num_epochs", "2")) == 0
     folder = tmp_path / "run"
-    load_model(folder / "best.pth")
+    assert load_model(folder / "best.pth").config == TRAINED
     rows = list(csv.DictReader((folder / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for figure in ("loss", "depth_mse", "depth_mae", "psnr", "ssim"):
@@ -213,6 +213,9 @@ def test_a_run_is_resumed_only_with_the_settings_and_stacks_that_it_began_with(d
                   "--ce_weight was 0.0, now 0.1"):
         assert words in line, words
     assert "--val_image_size was 32, now 16" in refused("--val_image_size", "16")
+    with monkeypatch.context() as patch:
+        patch.setattr("model.TRAINED", ModelConfig(readout="peak"))
+        assert "scales were 2, now 1" in refused()
     assert "the training stacks or their numbers of frames are others" in refused("--use_train_dataset_2", "false")
     assert "the validation stacks are others" in refused("--use_val_dataset_1", "false")
     for name in ("image_stacks", "depth_maps"):  # the same stacks elsewhere
