@@ -171,10 +171,11 @@ def fused(tmp_path, write_stack, weights):
         write_image(tmp_path / "stack" / f"{k}.png", frame)
     place = tmp_path / "run"
     place.mkdir()
-    flags = [f"--model_path={weights}", "--register=phase", f"--save_transforms={place / 'transforms.json'}"]
+    flags = [f"--model_path={weights}", "--register=phase", "--tile=256",  # one tile, however many threads there are
+             f"--save_transforms={place / 'transforms.json'}"]
     work = Work(tmp_path / "stack", place / "results", place, flags)
     steps = list(work.follow())
-    return place, work, steps, flags[:2]
+    return place, work, steps, flags[:3]
 
 
 def test_the_page_has_the_files_of_the_program(fused, tmp_path, run):
