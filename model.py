@@ -230,9 +230,11 @@ def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: st
     positions = torch.arange(n, device=logits.device, dtype=logits.dtype)[:, None, None]
     if readout == "peak":
         index = expectation_at_peak(probabilities)
+        _, (below, peak, above) = around(probabilities, index.round().long())
+        confidence = peak + torch.maximum(below, above)  # the index leans to the more probable, if only by rounding
     else:
         index = (probabilities * positions).sum(1)
-    confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
+        confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
     if n > 1:  # of a single frame there is no doubt
         confidence = calibrate(confidence, calibration)
     if readout == "stretch":
@@ -257,12 +259,17 @@ def expectation_at_peak(probabilities: Tensor, temperature: float = 1.0) -> Tens
     It rounds to the most probable frame (the sub-pixel MAP estimate of Tulyakov et al., NeurIPS 2018, radius 1).
     temperature: of P, times its own; a softer P says better where between the frames the surface is.
     """
-    n = probabilities.shape[1]
-    near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
-    inside = (near >= 0) & (near < n)
-    weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
+    near, weights = around(probabilities, probabilities.argmax(1))
     weights = weights if temperature == 1 else weights ** (1 / temperature)
-    return ((weights * near).sum(1) / weights.sum(1)).clamp(max=n - 1)
+    return ((weights * near).sum(0) / weights.sum(0)).clamp(max=probabilities.shape[1] - 1)
+
+
+def around(probabilities: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a frame (B, H, W) and its two neighbours, (3, B, H, W), and their P, 0 beyond the ends of the stack."""
+    n = probabilities.shape[1]
+    near = torch.stack((frame - 1, frame, frame + 1))
+    inside = (near >= 0) & (near < n)
+    return near, probabilities.gather(1, near.clamp(0, n - 1).transpose(0, 1)).transpose(0, 1) * inside
 
 
 def stretch_index(expected: Tensor, num_frames: int) -> Tensor:

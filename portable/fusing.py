@@ -203,9 +203,10 @@ def read_focus(logits: np.ndarray, about: Mapping[str, Any]) -> tuple[np.ndarray
         near = near.astype(np.float32)
         index, surface = (np.minimum((w * near).sum(0) / w.sum(0), np.float32(count - 1))
                           for w in (weights, weights ** np.float32(1 / about["surface_temperature"])))
+        confidence = weights[1] + np.maximum(weights[0], weights[2])
     else:
         index = surface = (p * positions).sum(0)
-    confidence = (p * (np.abs(positions - index) < 1)).sum(0)
+        confidence = (p * (np.abs(positions - index) < 1)).sum(0)
     if count > 1 and tuple(about["calibration"]) != (1, 1, 0):
         a, b, c = (np.float32(value) for value in about["calibration"])
         confidence = confidence.clip(np.float32(1e-6), np.float32(1 - 1e-6))
