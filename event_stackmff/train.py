@@ -86,7 +86,8 @@ class EventTask(FocusTask):
         super().__init__(args)
 
     def new_model(self) -> EventStackMFF:
-        model = events_network.EventStackMFF(events_network.EventConfig(scales=2, **NETWORKS[self.args.network]))
+        changed = NETWORKS[self.args.network]
+        model = events_network.EventStackMFF(events_network.EventConfig(scales=networks.TRAINED.scales, **changed))
         if self.args.init_path:
             begin(model, self.args.init_path)
         return model.to(memory_format=torch.channels_last)

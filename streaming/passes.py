@@ -117,8 +117,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
     def compare(tile: FrameTile) -> None:
         gaps, compared = Gaps(tile.frames), []
-        for step in steps:
-            down, across = (parts[step].get(part, part) for parts, part in zip(others, tile[:2], strict=True))
+        places = (tile.down, tile.across), (coarser[0][tile.down], coarser[1][tile.across])
+        for step, (down, across) in zip(steps, places, strict=False):
             volume = VolumeWindow(features, down.window, across.window, step, next(inter.parameters()), model,
                                   gaps.frames)
             compared.append(Compared(step, down, across, inter(volume).float()))
@@ -142,8 +142,8 @@ def compare_frames(features: Kept, source: FrameSource, model: StackMFFV2, setti
 
     try:
         tiles = choose_tiles(features, inter, model, (height, width), settings, budget)
-        others = [{step: at_step({tile[axis] for tile in tiles}, side, step, budget.halo, settings.compile)
-                   if step > steps[0] else {} for step in steps} for axis, side in enumerate((height, width))]
+        coarser = [at_step({tile[axis] for tile in tiles}, side, steps[-1], budget.halo, settings.compile)
+                   for axis, side in enumerate((height, width))]
         for _ in tqdm(share_out(compare, tiles, budget.comparers), desc="comparing", total=len(tiles), unit="tile",
                       leave=False, disable=not source.progress):
             pass

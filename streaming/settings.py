@@ -40,8 +40,7 @@ def picture_step(settings: FusionSettings) -> int:
 
 def picture_steps(settings: FusionSettings, scales: int) -> tuple[int, ...]:
     """Return the same of every resolution at which the frames are compared, finest first (`ModelConfig.scales`)."""
-    finest = picture_step(settings)
-    return (finest, 2)[:scales] if finest == 1 else (finest,)
+    return (1, 2)[:scales] if picture_step(settings) == 1 else (2,)
 
 
 def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
