@@ -230,8 +230,9 @@ def regress_focus(logits: Tensor, temperature: Tensor | float = 1.0, readout: st
     positions = torch.arange(n, device=logits.device, dtype=logits.dtype)[:, None, None]
     if readout == "peak":
         index = expectation_at_peak(probabilities)
-        _, (below, peak, above) = around(probabilities, index.round().long())
-        confidence = peak + torch.maximum(below, above)  # the index leans to the more probable, if only by rounding
+        near = index.round().long()[:, None] + torch.arange(-1, 2, device=index.device)[:, None, None]
+        below, peak, above = (probabilities.gather(1, near.clamp(0, n - 1)) * ((near >= 0) & (near < n))).unbind(1)
+        confidence = peak + torch.maximum(below, above) * (below != above)  # rounding does not hide which it leans to
     else:
         index = (probabilities * positions).sum(1)
         confidence = (probabilities * ((positions - index[:, None]).abs() < 1)).sum(1)
@@ -259,17 +260,12 @@ def expectation_at_peak(probabilities: Tensor, temperature: float = 1.0) -> Tens
     It rounds to the most probable frame (the sub-pixel MAP estimate of Tulyakov et al., NeurIPS 2018, radius 1).
     temperature: of P, times its own; a softer P says better where between the frames the surface is.
     """
-    near, weights = around(probabilities, probabilities.argmax(1))
-    weights = weights if temperature == 1 else weights ** (1 / temperature)
-    return ((weights * near).sum(0) / weights.sum(0)).clamp(max=probabilities.shape[1] - 1)
-
-
-def around(probabilities: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a frame (B, H, W) and its two neighbours, (3, B, H, W), and their P, 0 beyond the ends of the stack."""
     n = probabilities.shape[1]
-    near = torch.stack((frame - 1, frame, frame + 1))
+    near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
     inside = (near >= 0) & (near < n)
-    return near, probabilities.gather(1, near.clamp(0, n - 1).transpose(0, 1)).transpose(0, 1) * inside
+    weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
+    weights = weights if temperature == 1 else weights ** (1 / temperature)
+    return ((weights * near).sum(1) / weights.sum(1)).clamp(max=n - 1)
 
 
 def stretch_index(expected: Tensor, num_frames: int) -> Tensor:
@@ -347,16 +343,12 @@ class StackMFFV2(nn.Module):
         readout = "absolute" if self.training and self.config.readout == "peak" else self.config.readout
         return regress_focus(logits, self.temperature, readout, self.config.calibration)
 
-    def focus_volume(self, *stacks: Tensor, fast: bool = False) -> Tensor:
-        """Score every frame alone: (B, N, H, W) -> initial focus volume (N, B, C, H, W), half H and W if `fast`."""
-        return self.to_volume(self.score(*stacks), stacks[0].shape, fast)
-
     def score(self, stack: Tensor) -> Tensor:
         """Return the heads' features of every frame of (B, N, H, W), (N*B, 8, H/2, W/2), padded."""
         return self.intra(by_frame(pad_to_stride(stack)))
 
     def to_volume(self, features: Tensor, shape: Sequence[int], fast: bool) -> Tensor:
-        """Complete the heads' features (N*B, 8, H/2, W/2), padded, to the focus volume of stacks of this shape."""
+        """Complete heads' features (N*B, C, H/2, W/2), padded, to the focus volume (N, B, C, H, W) of such stacks."""
         b, n, h, w = shape
         if fast:
             features, h, w = self.at_half(features), math.ceil(h / 2), math.ceil(w / 2)

@@ -203,7 +203,8 @@ def read_focus(logits: np.ndarray, about: Mapping[str, Any]) -> tuple[np.ndarray
         near = near.astype(np.float32)
         index, surface = (np.minimum((w * near).sum(0) / w.sum(0), np.float32(count - 1))
                           for w in (weights, weights ** np.float32(1 / about["surface_temperature"])))
-        confidence = weights[1] + np.maximum(weights[0], weights[2])
+        below, peak, above = weights
+        confidence = peak + np.maximum(below, above) * (below != above)
     else:
         index = surface = (p * positions).sum(0)
         confidence = (p * (np.abs(positions - index) < 1)).sum(0)

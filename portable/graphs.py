@@ -172,7 +172,7 @@ def largest_difference(model: StackMFFV2, folder: Path, size: tuple[int, int], n
     differences = []
     with torch.inference_mode():
         for step in (1, 2):
-            volume = model.focus_volume(stack[:, 0][None], fast=step == 2)
+            volume = model.to_volume(model.score(stack[:, 0][None]), (1, num_frames, *size), step == 2)
             ours = torch.stack([model.to_volume(torch.from_numpy(part)[None], (1, 1, *size), step == 2)[0]
                                 for part in features])
             height, width = volume.shape[-2:]

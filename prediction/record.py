@@ -22,6 +22,7 @@ from outputs import check_output, locked, read_record, write_together
 from pictures.listing import Page
 from pictures.reading import read_image
 from prediction.heights import HEIGHT, HEIGHT_FLAGS
+from temporary import clean_leftovers
 from utils import UserError, natural_key
 
 FREE = ("input_dir", "event_dir", "output_dir", "test_root", "image_root", "event_root", "test_datasets", "recursive",
@@ -125,6 +126,7 @@ class Results:
                 reasons.insert(0, reason)
             if not reasons:
                 self._remove_stale(known)
+                clean_leftovers(self.folder)
                 return True, [f"{self.folder / name}: changed since it was made; kept as it is"
                               for name, state in states.items() if state == "changed"]
             more = f" and {len(reasons) - 1} more" if reasons[1:] else ""

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ import train
 import training
 from make_datasets import make_dataset
 from pictures.writing import write_image
+from temporary import clean_leftovers, this_system
 
 KILLS = int(os.environ.get("STACKMFF_KILLS", 2))
 PROGRAMS = {module.__name__.split(".")[-1]: module for module in (predict_datasets, predict_one_stack, register_stack,
@@ -43,6 +45,7 @@ def call(program, arguments, folder, output, last_change):
     last_change: which change below the output ends the process before it is made. Writes how many there were.
     """
     os.environ["TMPDIR"] = f"{folder}/temporary"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/torch"  # what torch keeps for later runs is not ours to remove
     for stream in (1, 2):
         os.dup2(os.open(f"{folder}/log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     changes = []
@@ -170,6 +173,19 @@ def test_a_killed_fusion_over_older_results_goes_on(runner, tmp_path, weights, w
         assert predict_one_stack.main(fuse(output, "--reverse")) == 0
 
     runner.check("predict_one_stack", fuse, older)
+
+
+def test_what_a_killed_run_left_beside_whole_results_goes(tmp_path, weights, write_stack):
+    write_stack(tmp_path / "stack")
+    flags = ("--input_dir", tmp_path / "stack", "--output_dir", tmp_path / "out", *fusing(weights))
+    arguments = [str(a) for a in flags]
+    assert "--skip_existing" in arguments and predict_one_stack.main(arguments) == 0
+    before = contents(tmp_path / "out")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "out" / f".stackmff-{this_system()}-{dead.pid}-1.part.png").write_bytes(b"half")
+    clean_leftovers.cache_clear()  # as in a process of its own
+    assert predict_one_stack.main(arguments) == 0 and differing(contents(tmp_path / "out"), before) == []
 
 
 def test_a_killed_fusion_of_test_sets_goes_on(runner, tmp_path, weights, write_stack):

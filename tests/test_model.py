@@ -50,7 +50,7 @@ def test_published_weights_give_the_published_results(shared, case):
     expected = np.load(shared / "published" / "stackmff_v2_reference.npz")
     stack = torch.from_numpy(expected[f"{case}_input"])
     with torch.no_grad():
-        volume = published.focus_volume(stack).transpose(0, 1)
+        volume = published.to_volume(published.score(stack), stack.shape, False).transpose(0, 1)
         focus = published(stack)
     n = stack.shape[1]
     expected_index = (focus.probabilities * torch.arange(1, n + 1)[:, None, None]).sum(1, keepdim=True)
