@@ -28,6 +28,7 @@ from benchmarks.stacks import GROUPS, Scene, Stack, make_stack
 from fusion import fuse_stack, open_model
 from pictures.values import luma
 from streaming.memory import GIB
+from streaming.noise import smooth_stack
 from streaming.settings import FusionSettings
 from streaming.tiles import cut_evenly
 from utils import SIDE, OnUse, Parser, command, keep_freed_memory
@@ -44,10 +45,16 @@ TILE = 96  # pixels: many seams
 STACKS = ("n8", "n16", "n40", "noise4", "lens")
 
 
+def scored(stack: Stack, model: StackMFFV2) -> np.ndarray:
+    """Return the frames' luma (N, H, W) as `fuse_stack` has it scored."""
+    grey = np.stack([luma(frame) for frame in stack.frames])
+    return grey if model.config.readout == "stretch" else smooth_stack(grey)
+
+
 def compare_halos(model: StackMFFV2, stack: Stack) -> Iterator[tuple[float, float]]:
     """Yield for each of HALOS the share of pixels 0..1 from another frame, and the largest difference of a logit."""
     with torch.inference_mode():
-        plain = model(torch.from_numpy(np.stack([luma(frame) for frame in stack.frames]))[None])
+        plain = model(torch.from_numpy(scored(stack, model))[None])
     nearest = plain.index[0].round().numpy()
     across = len(cut_evenly(nearest.shape[1], TILE, 1))  # tiles
     for halo in HALOS:

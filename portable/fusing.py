@@ -15,6 +15,7 @@ from pictures.opencv import decode_frame
 from pictures.values import luma, pick_pixels, white_level
 from streaming.alike import GUESS, mark_unlike, surrounded
 from streaming.memory import plan_memory
+from streaming.noise import smooth_noise, stack_noise
 from streaming.settings import FusionSettings, picture_steps
 from streaming.surface import calm_surface
 from streaming.tiles import cut_evenly, cut_tiles, part_of
@@ -112,8 +113,10 @@ def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks
 
     shape = (count, networks.channels, *(-(-side // 32) * 16 for side in size))
     features = keep_array(shape, budget.features_in_file)
+    published = about["readout"] == "stretch"  # whose scores are the authors'
+    noise = 0.0 if published else stack_noise(luma(first, white), luma(load(count - 1), white))
     for k, frame in enumerate(read_all("scoring")):
-        features[k] = networks.score(luma(frame, white))
+        features[k] = networks.score(smooth_noise(luma(frame, white), noise))
         mark_unlike(alike, frame, first)
     index, confidence, surface = (np.empty(size, np.float32) for _ in range(3))
     steps = picture_steps(settings, about.get("scales", 1))
@@ -132,12 +135,12 @@ def fuse_with_onnx(frames: Sequence[str | Path | np.ndarray], networks: Networks
         for start, stop in cut_evenly(logits.shape[1], STRIP_MEMORY // logits[:, 0].nbytes, 1):
             there = (slice(down.start + start, down.start + stop), slice(across.start, across.stop))
             index[there], confidence[there], surface[there] = read_focus(logits[:, start:stop], about)
-    if about["readout"] == "stretch":  # the published weights' depth is their stretched index
+    if published:  # their depth is their stretched index
         index = surface = stretch_to_sweep(index, count)
     if count > 1:
         confidence[surrounded(alike)] *= GUESS
     picture = pick_pixels(read_all("sampling"), index)
-    if about["readout"] != "stretch" and not settings.raw_depth:
+    if not published and not settings.raw_depth:
         surface = calm_surface(surface, confidence, luma(picture, white))
     return Fused(picture, index, confidence, surface)
 

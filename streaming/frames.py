@@ -15,9 +15,9 @@ from pictures.headers import check_headers
 from pictures.listing import Page
 from pictures.profiles import Recoloured
 from pictures.reading import check_alike, read_ahead, read_image
-from pictures.values import white_level
+from pictures.values import luma, white_level
 from streaming.alike import mark_unlike
-from streaming.noise import frame_noise
+from streaming.noise import stack_noise
 from utils import UserError
 
 
@@ -50,11 +50,8 @@ class FrameSource:
 
     @cached_property
     def noise(self) -> float:
-        """The noise's standard deviation as a share of white, of the first and the last frame the lower.
-
-        Of texture the estimate keeps a part, and at the ends of a sweep most of the scene is out of focus.
-        """
-        return min(frame_noise(frame) for frame in (self.first, self.load(len(self) - 1))) / self.white
+        """The standard deviation of the luma's noise as a share of white."""
+        return stack_noise(*(luma(frame, self.white) for frame in (self.first, self.load(len(self) - 1))))
 
     @property
     def duplicates(self) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""How noisy a frame is, and what is done about it where frames are mixed."""
+"""How noisy frames are, and what is done about it before they are scored and where they are mixed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ import cv2
 import numpy as np
 
 
-def frame_noise(frame: np.ndarray) -> float:
-    """Return the standard deviation of a frame's noise in grey levels, of its green (Immerkaer, CVIU 1996).
+def frame_noise(grey: np.ndarray) -> float:
+    """Return the standard deviation of the noise of a frame's luma (H, W), in its units (Immerkaer, CVIU 1996).
 
     The median instead of the mean leaves most of the texture out of it.
     """
-    grey = frame if frame.ndim == 2 else frame[..., 1]
     kernel = np.float32([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])  # 0 on gradients and along edges
     response = cv2.filter2D(grey, cv2.CV_32F, kernel)[::4]
     return float(np.median(np.abs(response))) / 0.6745 / 6  # the median of a normal distribution, the kernel's norm
 
 
-def smooth_noise(grey: np.ndarray, noise: float) -> np.ndarray:
-    """Blur a frame (H, W) float32 that is to be scored for blending, the more the more noise, a share of white.
+def stack_noise(first: np.ndarray, last: np.ndarray) -> float:
+    """Return the noise of a stack: of its first and its last frame (H, W) the lower.
 
-    Frames that differ by their noise alone then get equal P and are averaged. Chosen on validation photos.
+    Of texture the estimate keeps a part, and at the ends of a sweep most of the scene is out of focus.
     """
-    sigma = 0.2 * math.log2(max(noise * 255, 1))  # pixels
+    return min(frame_noise(first), frame_noise(last))
+
+
+def smooth_noise(grey: np.ndarray, noise: float) -> np.ndarray:
+    """Return a frame (H, W) float32 as it is scored: blurred, the more the more noise, a share of white.
+
+    Where frames differ by their noise alone, the network would choose by it. Chosen on validation photos.
+    """
+    sigma = 0.25 * math.log2(max(noise * 255, 1))  # pixels
     return cv2.GaussianBlur(grey, (0, 0), sigma) if sigma > 0.1 else grey
+
+
+def smooth_stack(stack: np.ndarray) -> np.ndarray:
+    """Return the frames of a stack (N, H, W) float32 0..1 as they are scored."""
+    noise = stack_noise(stack[0], stack[-1])
+    return np.stack([smooth_noise(frame, noise) for frame in stack])
 
 
 def blending_temperature(noise: float) -> float:
@@ -33,4 +46,4 @@ def blending_temperature(noise: float) -> float:
 
     P is made for choosing. The more noise, the more frames should share it, although some are less sharp.
     """
-    return 2 + min(noise * 255 / 8, 1)
+    return 2 + min(noise * 255 / 5.3, 1)

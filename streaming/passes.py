@@ -79,13 +79,12 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
-    noise = source.noise if settings.sampling == "blend" else None
+    published = model.config.readout == "stretch"  # whose scores are the authors'
+    noise = 0.0 if published and settings.sampling == "nearest" else source.noise
 
     def score(item: tuple[np.ndarray, Sequence[Tensor]]) -> Tensor:
         frame, more = item
-        grey = luma(frame, source.white)
-        if noise is not None:
-            grey = smooth_noise(grey, noise)
+        grey = smooth_noise(luma(frame, source.white), noise)
         grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
         return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
 

@@ -16,12 +16,12 @@ from conftest import ROOT
 
 from fusion import blend_pixels, fuse_stack
 from make_datasets.make_dataset import synthesize
-from model import load_model
+from model import ModelConfig, StackMFFV2, load_model
 from pictures.values import luma, pick_pixels, to_uint8
 from pictures.writing import write_image
 from streaming.frames import FrameSource
 from streaming.memory import GIB, Kept, plan_memory
-from streaming.noise import frame_noise, smooth_noise
+from streaming.noise import frame_noise, smooth_noise, smooth_stack
 from streaming.passes import compare_frames
 from streaming.settings import FusionSettings
 from streaming.tiles import at_step, cut_tiles
@@ -55,10 +55,17 @@ def make_stack(num_frames, shape=(70, 101, 3), dtype=np.uint8):
     return list(np.rint(frames * np.iinfo(dtype).max).astype(dtype))
 
 
-def plain_index(model, frames, fast=False):
-    """The focus index of the whole stack in one forward pass."""
+def plain_focus(model, frames, fast=False):
+    """The focus of the whole stack in one forward pass, of the frames as they are scored."""
+    stack = np.stack([luma(frame) for frame in frames])
+    if model.config.readout != "stretch":
+        stack = smooth_stack(stack)
     with torch.inference_mode():
-        return model(torch.from_numpy(np.stack([luma(f) for f in frames]))[None], fast=fast).index[0].numpy()
+        return model(torch.from_numpy(stack)[None], fast=fast)
+
+
+def plain_index(model, frames, fast=False):
+    return plain_focus(model, frames, fast).index[0].numpy()
 
 
 def assert_same_index(index, expected):
@@ -227,7 +234,7 @@ def test_a_graphics_card_gives_the_same(weights, monkeypatch, settings, fits):
 def test_the_confidence_is_calibrated_in_every_path(weights):
     model, frames = load_model(weights), make_stack(5, (40, 50))
     model.config = replace(model.config, calibration=(0.5, 0.7, -1.0))
-    expected = model(torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]).confidence
+    expected = plain_focus(model, frames).confidence
     np.testing.assert_allclose(fuse_stack(frames, model).confidence, expected[0].detach(), atol=1e-5)
     assert np.abs(fuse_stack(frames, load_model(weights)).confidence - expected[0].detach().numpy()).mean() > 0.01
 
@@ -334,7 +341,7 @@ def test_blending_equal_frames_returns_them(untrained, shape):
     assert np.array_equal(fuse_stack([frame] * 7, untrained, FusionSettings(sampling="blend")).fused, frame)
 
 
-@pytest.mark.parametrize(("noise", "right"), [(0, 2), (4, 2.5), (16, 3)])
+@pytest.mark.parametrize(("noise", "right"), [(0, 2), (2.65, 2.5), (16, 3)])
 def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise, right):
     rng, model = np.random.default_rng(1), with_temperature(-4)
     smooth = (cv2.resize(rng.uniform(60, 200, (4, 5)), (100, 80), interpolation=cv2.INTER_CUBIC) for _ in range(6))
@@ -350,15 +357,13 @@ def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise,
     assert min(errors, key=errors.get) == right and errors[right] < 3, errors
 
 
-@pytest.mark.parametrize("shape", [(200, 300), (200, 300, 3)])
+@pytest.mark.parametrize("noise", [2, 8])
 @pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 257)])
-def test_noise_of_a_frame_with_edges_and_gradients(shape, dtype, scale):
+def test_noise_of_a_frame_with_edges_and_gradients(noise, dtype, scale):
     rng = np.random.default_rng(0)
     scene = np.add.outer(np.linspace(20, 120, 200), np.where(np.arange(300) < 150, 0, 100))
-    scene = scene.reshape(200, 300, *[1] * (len(shape) - 2))
-    for noise in (2, 8):
-        frame = np.rint((scene + rng.normal(0, noise, shape)) * scale).clip(0).astype(dtype)
-        assert frame_noise(frame) == pytest.approx(noise * scale, rel=0.05)
+    frame = np.rint((scene + rng.normal(0, noise, scene.shape)) * scale).clip(0).astype(dtype)
+    assert frame_noise(luma(frame, 255 * scale)) * 255 == pytest.approx(noise, rel=0.05)
 
 
 def test_frames_are_smoothed_before_scoring_only_where_noise_calls_for_it():
@@ -368,12 +373,39 @@ def test_frames_are_smoothed_before_scoring_only_where_noise_calls_for_it():
     assert deviation == sorted(deviation, reverse=True) and deviation[-1] < 0.06
 
 
+def noisy_stack(noise: float) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    scene = cv2.resize(rng.uniform(60, 200, (4, 5)), (60, 50), interpolation=cv2.INTER_CUBIC)
+    return [np.rint(scene + rng.normal(0, noise, scene.shape)).clip(0, 255).astype(np.uint8) for _ in range(4)]
+
+
+@pytest.mark.parametrize("sampling", ["nearest", "blend"])
+@pytest.mark.parametrize("noise", [0, 6])
+def test_our_weights_choose_by_smoothed_frames_where_they_are_noisy(untrained, sampling, noise):
+    frames = noisy_stack(noise)
+    stack = np.stack([luma(frame) for frame in frames])
+    index = fuse_stack(frames, untrained, FusionSettings(sampling=sampling)).index
+    with torch.no_grad():
+        plain, smooth = (untrained(torch.from_numpy(s)[None]).index[0].numpy() for s in (stack, smooth_stack(stack)))
+    assert np.allclose(index, smooth, atol=1e-3)
+    assert np.allclose(plain, smooth, atol=1e-3) == (noise == 0)
+
+
+def test_published_weights_choose_by_frames_as_they_are():
+    torch.manual_seed(0)
+    model = StackMFFV2(ModelConfig(readout="stretch")).eval()
+    frames = noisy_stack(6)
+    with torch.no_grad():
+        plain = model(torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]).index[0].numpy()
+    assert np.allclose(fuse_stack(frames, model).index, plain, atol=1e-3)
+
+
 def test_noise_of_a_stack_is_that_of_its_less_sharp_end():
     frames = make_stack(5)
     flat = np.full_like(frames[0], 90)
     for sharp_and_flat in ([*frames, flat], [flat, *frames]):
         assert FrameSource(sharp_and_flat).noise == 0
-    assert FrameSource(frames).noise == min(frame_noise(frames[0]), frame_noise(frames[-1])) / 255
+    assert FrameSource(frames).noise == min(frame_noise(luma(frame)) for frame in (frames[0], frames[-1]))
 
 
 def test_many_frames_of_equal_p_blend_to_their_mean(with_temperature):

@@ -13,6 +13,7 @@ from model import load_model
 from pictures.values import luma, pick_pixels, to_uint8
 from streaming import passes, window
 from streaming.memory import plan_memory
+from streaming.noise import smooth_stack
 from streaming.settings import FusionSettings
 from streaming.window import Gaps, tiles_of_all, tiles_of_possible
 
@@ -66,7 +67,7 @@ def test_the_true_frame_is_compared_everywhere_and_the_index_counts_the_whole_sw
 
 def test_all_frames_are_compared_if_asked_for_as_in_the_plain_forward_pass(trained, sweep, seen):
     frames, _ = sweep
-    stack = torch.from_numpy(np.stack([luma(frame) for frame in frames]))[None]
+    stack = torch.from_numpy(smooth_stack(np.stack([luma(frame) for frame in frames])))[None]
     with torch.inference_mode():
         plain = trained(stack).index[0].numpy()
     index = fuse_stack(frames, trained, FusionSettings(frames="all")).index
