@@ -1,8 +1,8 @@
 """Focal stacks for training: from disk or synthesised on the fly, in batches of equal frame count.
 
-A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `scored` the same as the network sees it,
-`target` (S, S) the normalised depth of Eq. 9 (where there is a depth map), `aif` (S, S) the all-in-focus luma to
-compare a fused picture with, `weight` () its share of the loss.
+A sample is a dictionary of tensors: `stack` (N, S, S) luma in 0..1, `target` (S, S) the normalised depth of Eq. 9
+(where there is a depth map), `aif` (S, S) the all-in-focus luma to compare a fused picture with, `weight` () its share
+of the loss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from make_datasets.textures import PictureTextures, training_textures, validatio
 from pictures.listing import index_by_stem, list_images
 from pictures.reading import read_depth, read_image, read_stack
 from pictures.values import luma, pick_pixels, to_uint8
-from streaming.noise import smooth_stack
 from utils import COUNT, FRAMES, OnUse, UserError, list_folders, number, number_of, random_generator
 
 if TYPE_CHECKING:
@@ -242,8 +241,8 @@ def crop_alike(maps: dict[str, np.ndarray], size: int, rng: np.random.Generator 
 
 
 def make_sample(maps: dict[str, np.ndarray], weight: float) -> dict[str, torch.Tensor]:
-    """Bundle a stack, as it is and as it is scored, and what belongs to it as tensors, float32."""
-    maps = maps | {"scored": smooth_stack(maps["stack"]), "weight": weight}
+    """Bundle a stack and what belongs to it as tensors, float32."""
+    maps = maps | {"weight": weight}
     return {name: torch.from_numpy(np.array(values, np.float32)) for name, values in maps.items()}
 
 

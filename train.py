@@ -121,7 +121,7 @@ class FocusTask:
         return model.to(memory_format=torch.channels_last)
 
     def forward(self, model: torch.nn.Module, batch: Batch, draw: float) -> FocusMap:
-        return model(batch["scored"], fast=draw < self.args.fast_share)
+        return model(batch["stack"], fast=draw < self.args.fast_share)
 
     def loss(self, output: FocusMap, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return focus_loss(output.index, output.probabilities, batch["target"], ce_weight=self.args.ce_weight,

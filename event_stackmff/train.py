@@ -96,7 +96,7 @@ class EventTask(FocusTask):
         share = self.args.drop_events
         drop = draw > 1 - share if torch.is_grad_enabled() else share == 1
         events = torch.zeros_like(batch["events"]) if drop else batch["events"]
-        return model(batch["scored"], events, fast=draw < self.args.fast_share)
+        return model(batch["stack"], events, fast=draw < self.args.fast_share)
 
     def picture(self, output: FocusMap, batch: Batch, k: int) -> np.ndarray:
         """Return the event frame in the middle, then what StackMFF-V2's task shows."""
