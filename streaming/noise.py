@@ -7,6 +7,8 @@ import math
 import cv2
 import numpy as np
 
+COPYING, BLENDING = 0.18, 0.25  # pixels of blur per doubling of the noise beyond a grey level, by what P is for
+
 
 def frame_noise(grey: np.ndarray) -> float:
     """Return the standard deviation of the noise of a frame's luma (H, W), in its units (Immerkaer, CVIU 1996).
@@ -26,19 +28,20 @@ def stack_noise(first: np.ndarray, last: np.ndarray) -> float:
     return min(frame_noise(first), frame_noise(last))
 
 
-def smooth_noise(grey: np.ndarray, noise: float) -> np.ndarray:
+def smooth_noise(grey: np.ndarray, noise: float, strength: float = COPYING) -> np.ndarray:
     """Return a frame (H, W) float32 as it is scored: blurred, the more the more noise, a share of white.
 
-    Where frames differ by their noise alone, the network would choose by it. Chosen on validation photos.
+    Where frames differ by their noise alone, the network would choose by it, and those that are mixed should share P.
+    A picture that is copied is the worse for more blur. Chosen on validation photos.
     """
-    sigma = 0.25 * math.log2(max(noise * 255, 1))  # pixels
+    sigma = strength * math.log2(max(noise * 255, 1))  # pixels
     return cv2.GaussianBlur(grey, (0, 0), sigma) if sigma > 0.1 else grey
 
 
-def smooth_stack(stack: np.ndarray) -> np.ndarray:
+def smooth_stack(stack: np.ndarray, strength: float = COPYING) -> np.ndarray:
     """Return the frames of a stack (N, H, W) float32 0..1 as they are scored."""
     noise = stack_noise(stack[0], stack[-1])
-    return np.stack([smooth_noise(frame, noise) for frame in stack])
+    return np.stack([smooth_noise(frame, noise, strength) for frame in stack])
 
 
 def blending_temperature(noise: float) -> float:

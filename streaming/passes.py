@@ -31,7 +31,7 @@ from pictures.values import luma
 from streaming.alike import GUESS, surrounded
 from streaming.frames import FrameSource
 from streaming.memory import EVENT_SCORING, SCORING, Budget, FocusMaps, Kept, card_memory, halo_of, plan_memory
-from streaming.noise import blending_temperature, smooth_noise
+from streaming.noise import BLENDING, COPYING, blending_temperature, smooth_noise
 from streaming.settings import FusionSettings, picture_steps
 from streaming.tiles import Part, at_step, cut_evenly
 from streaming.window import FrameTile, Gaps, find_possible, looks_first, tiles_of_all, tiles_of_possible
@@ -79,12 +79,13 @@ def score_frames(source: FrameSource, model: StackMFFV2, settings: FusionSetting
     dtype = torch.float16 if settings.precision == "reduced" else torch.float32
     kept = Kept((len(source), height, width, model.kept_channels), dtype, budget.features_in_file,
                 device if budget.features_on_card else "cpu")
+    strength = BLENDING if settings.sampling == "blend" else COPYING
     published = model.config.readout == "stretch"  # whose scores are the authors'
     noise = 0.0 if published and settings.sampling == "nearest" else source.noise
 
     def score(item: tuple[np.ndarray, Sequence[Tensor]]) -> Tensor:
         frame, more = item
-        grey = smooth_noise(luma(frame, source.white), noise)
+        grey = smooth_noise(luma(frame, source.white), noise, strength)
         grey = pad_to_stride(torch.from_numpy(grey).to(device))[None, None]
         return model.intra(grey.contiguous(memory_format=torch.channels_last), *more)[0].permute(1, 2, 0)
 

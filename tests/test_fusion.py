@@ -21,7 +21,7 @@ from pictures.values import luma, pick_pixels, to_uint8
 from pictures.writing import write_image
 from streaming.frames import FrameSource
 from streaming.memory import GIB, Kept, plan_memory
-from streaming.noise import frame_noise, smooth_noise, smooth_stack
+from streaming.noise import BLENDING, COPYING, frame_noise, smooth_noise, smooth_stack
 from streaming.passes import compare_frames
 from streaming.settings import FusionSettings
 from streaming.tiles import at_step, cut_tiles
@@ -347,7 +347,7 @@ def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise,
     smooth = (cv2.resize(rng.uniform(60, 200, (4, 5)), (100, 80), interpolation=cv2.INTER_CUBIC) for _ in range(6))
     frames = [np.rint(s + rng.normal(0, noise, s.shape)).clip(0, 255).astype(np.uint8) for s in smooth]
     with torch.no_grad():
-        scored = np.stack([smooth_noise(luma(f), noise / 255) for f in frames])
+        scored = np.stack([smooth_noise(luma(f), noise / 255, BLENDING) for f in frames])
         logits = model(torch.from_numpy(scored)[None]).logits
     fused = fuse_stack(frames, model, FusionSettings(sampling="blend")).fused
     errors = {}
@@ -379,14 +379,15 @@ def noisy_stack(noise: float) -> list[np.ndarray]:
     return [np.rint(scene + rng.normal(0, noise, scene.shape)).clip(0, 255).astype(np.uint8) for _ in range(4)]
 
 
-@pytest.mark.parametrize("sampling", ["nearest", "blend"])
+@pytest.mark.parametrize(("sampling", "strength"), [("nearest", COPYING), ("blend", BLENDING)])
 @pytest.mark.parametrize("noise", [0, 6])
-def test_our_weights_choose_by_smoothed_frames_where_they_are_noisy(untrained, sampling, noise):
+def test_our_weights_choose_by_smoothed_frames_where_they_are_noisy(untrained, sampling, strength, noise):
     frames = noisy_stack(noise)
     stack = np.stack([luma(frame) for frame in frames])
     index = fuse_stack(frames, untrained, FusionSettings(sampling=sampling)).index
     with torch.no_grad():
-        plain, smooth = (untrained(torch.from_numpy(s)[None]).index[0].numpy() for s in (stack, smooth_stack(stack)))
+        plain, smooth = (untrained(torch.from_numpy(grey)[None]).index[0].numpy()
+                         for grey in (stack, smooth_stack(stack, strength)))
     assert np.allclose(index, smooth, atol=1e-3)
     assert np.allclose(plain, smooth, atol=1e-3) == (noise == 0)
 
