@@ -357,13 +357,16 @@ def test_blending_softens_p_more_where_frames_are_noisy(with_temperature, noise,
     assert min(errors, key=errors.get) == right and errors[right] < 3, errors
 
 
-@pytest.mark.parametrize("noise", [2, 8])
+@pytest.mark.parametrize(("shape", "share"), [((200, 300), 1), ((200, 300, 3), 0.6685)])
 @pytest.mark.parametrize(("dtype", "scale"), [(np.uint8, 1), (np.uint16, 257)])
-def test_noise_of_a_frame_with_edges_and_gradients(noise, dtype, scale):
+def test_noise_of_a_frame_with_edges_and_gradients(shape, share, dtype, scale):
+    """share: of the noise of independent colours that their luma has."""
     rng = np.random.default_rng(0)
     scene = np.add.outer(np.linspace(20, 120, 200), np.where(np.arange(300) < 150, 0, 100))
-    frame = np.rint((scene + rng.normal(0, noise, scene.shape)) * scale).clip(0).astype(dtype)
-    assert frame_noise(luma(frame, 255 * scale)) * 255 == pytest.approx(noise, rel=0.05)
+    scene = scene.reshape(200, 300, *[1] * (len(shape) - 2))
+    for noise in (2, 8):
+        frame = np.rint((scene + rng.normal(0, noise, shape)) * scale).clip(0).astype(dtype)
+        assert frame_noise(luma(frame, 255 * scale)) * 255 == pytest.approx(noise * share, rel=0.05)
 
 
 def test_frames_are_smoothed_before_scoring_only_where_noise_calls_for_it():
