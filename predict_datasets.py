@@ -18,12 +18,11 @@ if __name__ == "__main__":
 
 import argparse
 import functools
-import sys
 
 from evaluation.sets import find_event_stacks, find_scenes
 from prediction.datasets import predict_all
 from prediction.stack import add_stack_flags
-from utils import Parser, command
+from utils import Parser, command, leave
 
 
 def parse_args(argv=None, description: str = __doc__) -> argparse.Namespace:
@@ -50,4 +49,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -66,7 +66,7 @@ from preparation.stack import examine_stack
 from streaming.frames import FrameSource
 from streaming.memory import GIB
 from streaming.settings import settings_from
-from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, number
+from utils import Parser, UserError, WrongFlags, command, describe_os_error, keep_freed_memory, leave, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -285,4 +285,4 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

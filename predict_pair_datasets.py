@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from evaluation.sets import StackScene, is_beside_scenes, stack_place
 from pictures.listing import index_by_stem, list_images
 from prediction.datasets import KINDS, predict_all
 from prediction.stack import StackResult, fuse_files
-from utils import UserError, command, list_folders, natural_key
+from utils import UserError, command, leave, list_folders, natural_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,4 +128,4 @@ def fuse_pair(frames: Sequence[Path], model: nn.Module, args: argparse.Namespace
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -134,6 +134,14 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
     return run
 
 
+def leave(code: int) -> NoReturn:
+    """End a program whose work is done: taking PyTorch and its memory apart piece by piece would take half a second."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            stream.flush()
+    os._exit(code)
+
+
 def complain(reason: str) -> None:
     print(f"error: {one_line(reason)}", file=sys.stderr)
 

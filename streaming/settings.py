@@ -57,8 +57,9 @@ def add_fusion_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--frames", choices=("auto", "all"), default=FusionSettings.frames,
                        help="auto compares in each part of a long sweep the frames that a first look leaves possible; "
                             "all compares all")
-    group.add_argument("--precision", choices=("full", "reduced"), default=FusionSettings.precision,
-                       help="reduced: 16-bit numbers inside; faster on processors that calculate with them")
+    group.add_argument("--precision", choices=("auto", "full", "reduced"), default="auto",
+                       help="reduced: 16-bit numbers inside; faster on processors that calculate with them. auto: so "
+                            "there, with weights that train.py made; full is the same on every processor")
     group.add_argument("--compile", action="store_true",
                        help="compile the recurrent stage: takes half a minute, then stacks are faster")
     group.add_argument("--smooth", type=number(int, 0, 1000), default=0, metavar="PIXELS",
@@ -78,5 +79,6 @@ def settings_from(args: argparse.Namespace, progress: bool = False) -> FusionSet
         raise UserError("--smooth works on the focus index that --sampling nearest uses: leave one of the two out")
     if args.compile and not (shutil.which(os.environ.get("CXX", "g++")) or sys.platform == "win32"):
         raise UserError("--compile: no C++ compiler found; install g++, or leave --compile out")
-    return FusionSettings(args.speed, args.sampling, args.precision, args.max_memory, args.tile, args.compile,
+    precision = "full" if args.precision == "auto" else args.precision  # until the network is known
+    return FusionSettings(args.speed, args.sampling, precision, args.max_memory, args.tile, args.compile,
                           args.smooth, args.raw_depth, progress, args.frames)

@@ -1,5 +1,6 @@
 """Memory, temporary files and what killed runs leave: said in one line, shared between processes, cleaned."""
 
+import argparse
 import errno
 import multiprocessing
 import os
@@ -13,12 +14,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import outputs
 import predict_one_stack
-from outputs import open_output, write_text, written_whole
+from model import TRAINED, ModelConfig, StackMFFV2, model_checkpoint
+from outputs import open_output, save_checkpoint, write_text, written_whole
 from pictures.writing import write_image
-from prediction.stack import tell_once
+from prediction.stack import settle_precision, tell_once
 from streaming.memory import GIB, Kept, plan_memory
 from streaming.settings import FusionSettings
 from temporary import clean_leftovers, reserved_file, temporary_folder, this_system
@@ -155,19 +158,35 @@ def test_a_budget_below_the_least_possible_is_said_once(tmp_path, weights, write
     assert code == 0 and lines == []
 
 
-def test_reduced_precision_is_for_processors_that_have_it(tmp_path, weights, write_stack, run, monkeypatch):
+def test_reduced_precision_is_for_processors_that_have_it(tmp_path, write_stack, run, monkeypatch):
     write_stack(tmp_path / "stack")
+    save_checkpoint(trained := tmp_path / "trained.pth", model_checkpoint(StackMFFV2(TRAINED)))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     results = {}
     for has in (False, True):
         monkeypatch.setattr("prediction.stack.calculates_in_bfloat16", lambda device, has=has: has)
-        for precision in ("full", "reduced"):
-            code, _, lines = run(predict_one_stack.main, *fuse_flags(tmp_path, weights), "--precision", precision)
+        for precision in ("full", "reduced", "auto"):
+            code, _, lines = run(predict_one_stack.main, *fuse_flags(tmp_path, trained), "--precision", precision)
             assert code == 0
             results[has, precision] = lines, np.load(tmp_path / "out" / "focus_index.npy")
     assert len(results[False, "reduced"][0]) == 1 and "no 16-bit arithmetic" in results[False, "reduced"][0][0]
     assert np.array_equal(results[False, "reduced"][1], results[False, "full"][1])
     assert results[True, "reduced"][0] == []
     assert not np.array_equal(results[True, "reduced"][1], results[True, "full"][1])
+    for has, chosen in ((False, "full"), (True, "reduced")):
+        assert results[has, "auto"][0] == [] and np.array_equal(results[has, "auto"][1], results[has, chosen][1])
+
+
+def test_the_published_weights_keep_their_digits_on_every_processor(monkeypatch):
+    monkeypatch.setattr("prediction.stack.calculates_in_bfloat16", lambda device: True)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for readout, chosen in (("stretch", "full"), ("absolute", "full"), ("peak", "reduced")):
+        args = argparse.Namespace(precision="auto")
+        settle_precision(StackMFFV2(ModelConfig(readout=readout)), args)
+        assert args.precision == chosen
+    args.precision = "full"
+    settle_precision(StackMFFV2(TRAINED), args)
+    assert args.precision == "full"
 
 
 @pytest.mark.parametrize(("words", "has"), [
@@ -259,3 +278,9 @@ def test_checkpoints_of_equal_content_are_equal_files(tmp_path):
     for name in "ab":
         outputs.save_checkpoint(tmp_path / f"{name}.pth", {"model": {"w": torch.arange(5.0)}, "config": {"a": 1}})
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+def test_a_program_that_leaves_has_told_everything():
+    code = "from utils import leave; print('x' * 100_000, end=''); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout), done.stderr) == (3, 100_000, "")
