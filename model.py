@@ -116,20 +116,20 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def upsample_window(x: Tensor, rows: range, columns: range, device: torch.device | None = None) -> Tensor:
-    """Return the window [rows, columns] of `upsample(x)` on a device, reading no more of (..., H, W) than it needs."""
-    places = []
-    for dim, window in ((-2, rows), (-1, columns)):
+    """Return the window [rows, columns] of `upsample(x)` on a device, reading no more of (B, C, H, W) than it needs."""
+    x, places = x.permute(0, 2, 3, 1), []  # channels last: pixels are taken as they lie
+    for dim, window in ((1, rows), (2, columns)):
         size = x.shape[dim]
         place = torch.arange(window.start, window.stop) * ((size - 1) / (2 * size - 1))
         low = place.long().clamp(max=max(size - 2, 0))
         x = x.narrow(dim, int(low[0]), int(low[-1]) - int(low[0]) + min(2, size))
-        share = (place - low)[:, None] if dim == -2 else place - low
-        places.append((dim, low - low[0], share))
+        share = (place - low)[:, None]
+        places.append((dim, low - low[0], share[..., None] if dim == 1 else share.repeat(1, x.shape[3])))
     x = x.to(device or x.device)
     for dim, low, share in places:
         low, share = low.to(x.device), share.to(x)
         x = torch.lerp(x.index_select(dim, low), x.index_select(dim, (low + 1).clamp(max=x.shape[dim] - 1)), share)
-    return x
+    return x.permute(0, 3, 1, 2)
 
 
 class ConvGRUCell(nn.Module):
@@ -193,7 +193,8 @@ class BiConvGRU(nn.Module):
         ahead = list(ahead) if torch.is_grad_enabled() else in_one_block(ahead, len(volume))
         logits = [None] * len(volume)
         for k, h in zip(reversed(range(len(volume))), self.sweep(self.back, volume, backward=True), strict=True):
-            logits[k] = (ahead[k] + h).amax(1)
+            h = ahead[k] + h
+            logits[k] = (h.contiguous() if h.dtype == torch.bfloat16 else h).amax(1)  # there twice as fast
         return torch.stack(logits, dim=1)  # (B, N, H, W)
 
     def sweep(self, cell: ConvGRUCell, volume: Tensor | Sequence[Tensor], backward: bool = False) -> Iterator[Tensor]:
@@ -260,8 +261,8 @@ def expectation_at_peak(probabilities: Tensor, temperature: float = 1.0) -> Tens
     It rounds to the most probable frame (the sub-pixel MAP estimate of Tulyakov et al., NeurIPS 2018, radius 1).
     temperature: of P, times its own; a softer P says better where between the frames the surface is.
     """
-    n = probabilities.shape[1]
-    near = probabilities.argmax(1, keepdim=True) + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
+    n, peak = probabilities.shape[1], probabilities.max(1, keepdim=True).indices  # faster than argmax
+    near = peak + torch.arange(-1, 2, device=probabilities.device)[:, None, None]
     inside = (near >= 0) & (near < n)
     weights = probabilities.gather(1, near.clamp(0, n - 1)) * inside  # (B, 3, H, W)
     weights = weights if temperature == 1 else weights ** (1 / temperature)
@@ -421,7 +422,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{path}: not weights of StackMFF ({type(error).__name__}: {reason[:80]}); give a file that "
                          "train.py wrote or a published checkpoint") from None
-    if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
+    if not all(values.isfinite().all() for values in model.state_dict().values()):
         raise ValueError(f"{path}: its weights are not finite, the training diverged; give other weights")
     return model.to(device).eval()
 

@@ -138,7 +138,7 @@ sys.exit(onnx_fuse.main(["--model_dir", {str(exported)!r}, "--input_dir", {str(D
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    common = ("--input_dir", DEMO, "--output_dir", tmp_path / "whole")
+    common = ("--input_dir", DEMO, "--output_dir", tmp_path / "whole", "--precision", "full")
     assert run(predict_one_stack.main, *common, "--device", "cpu")[0] == 0
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert set(names) <= {path.name for path in (tmp_path / "small").iterdir()}
