@@ -67,7 +67,7 @@ METHODS = {
 PROGRAM = {"full": (), "compiled": ("--compile",), "reduced": ("--precision", "reduced"), "fast": ("--speed", "fast"),
            "fast reduced": ("--speed", "fast", "--precision", "reduced"), "blend": ("--sampling", "blend"),
            "fast blend": ("--speed", "fast", "--sampling", "blend"), "full all": ("--frames", "all"),
-           "fast all": ("--speed", "fast", "--frames", "all")}  # flags of predict_one_stack.py
+           "fast all": ("--speed", "fast", "--frames", "all")}  # flags of predict_one_stack.py, after --precision full
 PEER_SIZES = ("7x2048x1536", "20x1280x960", "20x4000x3000")
 SIZES = ("15x960x540", "32x1024x768", "10x4000x3000")
 SCALES = {"frames of 640x480": [f"{n}x640x480" for n in (5, 10, 20, 40, 100)],
@@ -194,7 +194,8 @@ def measure_program(method: str, stack_dir: Path, args: argparse.Namespace) -> d
             env = {name: value for name, value in os.environ.items() if GIVEN.get(name) != value}
         else:
             call = [sys.executable, str(ROOT / "predict_one_stack.py"), "--input_dir", str(stack_dir), "--output_dir",
-                    str(folder), "--model_path", args.model_path, "--device", args.device, *PROGRAM[method]]
+                    str(folder), "--model_path", args.model_path, "--device", args.device, "--precision", "full",
+                    *PROGRAM[method]]
             call += ["--max_memory", str(args.max_memory)] if args.max_memory else []
         done = subprocess.run([sys.executable, "-S", "-c", WATCH, *call], capture_output=True, text=True,
                               errors="replace", env=env)
