@@ -68,7 +68,7 @@ class AttentionBridge(nn.Module):
         for t in scales:
             both = torch.cat((t.mean(1, keepdim=True), t.amax(1, keepdim=True)), dim=1)
             s = torch.sigmoid(self.spatial(both.contiguous()))  # not channels last: of two it is slow
-            attended.append((s * t, s * t + t))
+            attended.append((u := s * t, u + t))
         pooled = torch.cat([self.pool(v).flatten(1) for _, v in attended], dim=1)
         pooled = self.mix(pooled[:, None])[:, 0]  # (B, sum of C)
         gates = [torch.sigmoid(linear(pooled))[..., None, None] for linear in self.channel]
