@@ -68,6 +68,8 @@ METHODS = {  # columns; the peers come before the true index
     "ours_whole": "ours, whole resolution alone",
     "ours_all": "ours, full, all frames",
     "ours_fast_all": "ours, fast, all frames",
+    "ours_reduced": "ours, full, 16-bit numbers",
+    "ours_fast_reduced": "ours, fast, 16-bit numbers",
     "published": "published",
     "v1_painted": "V1, painted",
     "v1": "V1, nearest",
@@ -121,8 +123,8 @@ def run_peer(parts: Sequence[str], stack: Stack) -> tuple[np.ndarray, None, np.n
 def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     """Return the columns in order. Loads the weights."""
 
-    def network(model: StackMFFV2, speed: str, sampling: str, frames: str = "auto"):
-        settings = FusionSettings(speed, sampling, frames=frames, tile=args.tile)
+    def network(model: StackMFFV2, speed: str, sampling: str, frames: str = "auto", precision: str = "full"):
+        settings = FusionSettings(speed, sampling, precision, frames=frames, tile=args.tile)
 
         def run(stack: Stack):
             found = fuse_stack(stack.frames, model, settings)
@@ -143,6 +145,9 @@ def list_methods(args: argparse.Namespace) -> dict[str, Method]:
     if args.all_frames:
         runs |= {"ours_all": (network(model, "full", "nearest", "all"), weights),
                  "ours_fast_all": (network(model, "fast", "nearest", "all"), weights)}
+    if args.reduced:
+        runs |= {"ours_reduced": (network(model, "full", "nearest", precision="reduced"), weights),
+                 "ours_fast_reduced": (network(model, "fast", "nearest", precision="reduced"), weights)}
     if args.published:
         published = open_model(argparse.Namespace(model_path=args.published, device=args.device))
         runs["published"] = network(published, "full", "nearest"), digest(args.published)
@@ -289,6 +294,8 @@ def parse_args(argv=None) -> argparse.Namespace:
                          help="one more column: frames compared at the whole resolution alone, not at half of it, too")
     methods.add_argument("--all_frames", action="store_true",
                          help="two more columns: all frames compared everywhere, also in long sweeps")
+    methods.add_argument("--reduced", action="store_true",
+                         help="two more columns: full and fast with 16-bit numbers; slow on processors without them")
     methods.add_argument("--tile", type=SIDE, metavar="PIXELS",
                          help="side of our tiles; small ones leave more frames out. Default: what the memory allows")
     methods.add_argument("--published", metavar="PATH", help="the authors' weights, used as they are")

@@ -221,6 +221,15 @@ def test_the_whole_resolution_alone_is_one_more_column(tmp_path, weights):
     assert found["ours_whole"] != found["ours"]
 
 
+def test_16_bit_numbers_are_two_more_columns(tmp_path, weights):
+    assert bench(tmp_path / "out", weights, "--groups", "n8", "--reduced") == 0
+    found = {row["method"]: float(row["psnr"]) for row in read_csv(tmp_path / "out")}
+    model, stack = load_model(weights), make_stack(MOTORCYCLE, GROUPS["n8"], SIDE)
+    for name, speed in (("ours_reduced", "full"), ("ours_fast_reduced", "fast")):
+        fused = fuse_stack(stack.frames, model, FusionSettings(speed, precision="reduced")).fused
+        assert found[name] == pytest.approx(luma_psnr(fused, stack))
+
+
 # --------------------------------------------------------------------------- peers
 
 
