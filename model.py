@@ -422,7 +422,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{path}: not weights of StackMFF ({type(error).__name__}: {reason[:80]}); give a file that "
                          "train.py wrote or a published checkpoint") from None
-    if not all(values.isfinite().all() for values in model.state_dict().values()):
+    if not all(torch.isfinite(values).all() for values in model.state_dict().values()):
         raise ValueError(f"{path}: its weights are not finite, the training diverged; give other weights")
     return model.to(device).eval()
 

@@ -40,7 +40,7 @@ from streaming.frames import FrameSource
 from streaming.memory import FocusMaps, memory_limit
 from streaming.settings import add_fusion_flags, settings_from
 from temporary import temporary_folder
-from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number, pick_device
+from utils import UserError, calculates_in_bfloat16, describe_bytes, local_processes, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,10 +93,7 @@ def add_stack_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
-    """Make --reverse --order reverse, and --precision what the device can do.
-
-    Raises UserError for flags that exclude each other.
-    """
+    """Make --reverse --order reverse. Raises UserError for flags that exclude each other."""
     if args.reverse and args.order == "sharpness":
         raise UserError("--reverse and --order sharpness exclude each other: give one")
     if many and args.save_transforms:
@@ -105,23 +102,23 @@ def check_stack_flags(args: argparse.Namespace, many: bool) -> None:
         args.order = "reverse"
     check_flags(args)
     settings_from(args)
-    if args.precision == "reduced" and not calculates_in_bfloat16(pick_device(args.device)):
-        tell("--precision reduced: this processor has no 16-bit arithmetic and would be slower with it; "
-             "calculating with full precision")
-        args.precision = "full"
 
 
 def settle_precision(model: nn.Module, args: argparse.Namespace) -> None:
-    """Make --precision auto what suits the network and its device.
+    """Make --precision what the device can do, and auto what suits the network, too.
 
     Reduced where that is measured to be faster and as good: StackMFF-V2 as train.py trains it on an x86 processor with
     16-bit arithmetic. The published weights stay at full precision, as they are there to be compared with.
     """
+    device = next(model.parameters()).device
     if args.precision == "auto":
         ours = model.network == "stackmff_v2" and model.config.readout == "peak"
-        device = next(model.parameters()).device
         measured = device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
         args.precision = "reduced" if ours and measured and calculates_in_bfloat16(device) else "full"
+    elif args.precision == "reduced" and not calculates_in_bfloat16(device):
+        tell("--precision reduced: this processor has no 16-bit arithmetic and would be slower with it; "
+             "calculating with full precision")
+        args.precision = "full"
 
 
 def choose_results(names: Iterable[str], model: nn.Module, args: argparse.Namespace) -> tuple[list[str], list[str]]:
