@@ -105,7 +105,9 @@ class Runner:
                 if self.run(program, arguments, output, **{unit: moment}) == -signal.SIGKILL:
                     break
                 most = moment  # it was done by then: earlier
-            when = f"at {moment} ({unit}) with {sorted(contents(output)) if output.exists() else []}"
+            # names alone: a file may be half written
+            left = sorted(str(path.relative_to(output)) for path in output.rglob("*"))
+            when = f"at {moment} ({unit}) with {left}"
             assert self.run(program, arguments, output) == 0, f"killed {when}: {self.log()}"
             assert differing(contents(output), expected) == [], f"killed {when}"
             assert list((self.folder / "temporary").iterdir()) == []
